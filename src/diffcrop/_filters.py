@@ -1,0 +1,202 @@
+"""The resampling filters: name -> (formula, support), with the source of each.
+
+A tap at pixel ``k`` of an output at position ``c`` has the unnormalised weight ``f((k - c) / width)``, where ``width``
+is the reduction where the crop is antialiased and 1 elsewhere. Three kinds of filter follow from how their sums over a
+lattice of pixels are formed:
+
+* `Polynomial`: pieces of degree <= 3. A sum over any number of equally spaced taps has a closed form.
+* `Area`: overlap of the pixel with a footprint; its sums telescope.
+* `Smooth`: an entire function cut at its support. Short sums are added tap by tap, long ones by Gauss-Legendre
+quadrature
+  with end corrections (`_lattice`).
+
+Which piece a tap belongs to is decided by integers (`Polynomial.breaks`), never by comparing ``(k - c) / width``
+with a breakpoint: rounding would put a tap into two pieces or none, and the derivative, which jumps there, would be
+wrong. Intervals are open on the left and closed on the right in ``k``, which makes every derivative the right-hand one
+in ``c``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MODES = ("bilinear", "bicubic", "lanczos3", "area", "gaussian", "nearest")
+DEFAULT_SIGMA = 0.5
+# Below this the cut Gaussian (6 sigma) is narrower than the distance from a point to its nearest pixel centre (1/2),
+# so that some outputs would have no tap at all.
+MIN_SIGMA = 0.1
+GAUSSIAN_CUT = 6.0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """``sum(coefficients[i] * x**i)`` for ``start < x <= stop``."""
+
+    start: int
+    stop: int
+    coefficients: tuple[float, float, float, float]
+
+    def value(self, x: Tensor) -> Tensor:
+        c0, c1, c2, c3 = self.coefficients
+        return c0 + x * (c1 + x * (c2 + x * c3))
+
+    def half_second_derivative(self, x: Tensor) -> Tensor:
+        return self.coefficients[2] + 3 * self.coefficients[3] * x
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """A piecewise polynomial; the weights of all integers sum to 1 at width 1 (a partition of unity)."""
+
+    pieces: tuple[Piece, ...]
+
+    @property
+    def support(self) -> int:
+        return self.pieces[-1].stop
+
+    def breaks(self, center: Tensor, width: Tensor) -> list[Tensor]:
+        """The last integer of each interval that ends at a breakpoint: ``floor(c + a * width)``.
+
+        At width 1 this is ``floor(c) + a``: ``c + a`` may round up to an integer that ``c`` lies below.
+        """
+        center, width = center.detach(), width.detach()
+        knots = [piece.start for piece in self.pieces] + [self.support]
+        whole = torch.floor(center)
+        return [torch.where(width == 1, whole + a, torch.floor(center + a * width)) for a in knots]
+
+    def values(self, k: Tensor, center: Tensor, width: Tensor) -> Tensor:
+        """Unnormalised weights of the pixels ``k``, broadcast against ``center`` and ``width``."""
+        breaks = self.breaks(center, width)
+        x = (k - center) / width
+        total = torch.zeros_like(x)
+        for piece, before, last in zip(self.pieces, breaks[:-1], breaks[1:], strict=True):
+            inside = (k > before) & (k <= last)
+            # The inner `where` keeps the polynomial of a far pixel from overflowing in the backward pass.
+            total = total + torch.where(inside, piece.value(torch.where(inside, x, 0.0)), 0.0)
+        return total
+
+
+@dataclass(frozen=True)
+class Area:
+    """Overlap of pixel [k, k+1] with the footprint [c + 1/2 - width/2, c + 1/2 + width/2]; `avg_pool` at integers."""
+
+    def edges(self, center: Tensor, width: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Both edges of the footprint, each with the pixel that lies to the right of it."""
+        left = center + 0.5 - 0.5 * width
+        right = left + width
+        pixel = torch.floor(left.detach())
+        # At width 1 the right edge lies in the next pixel, also where `left + 1` rounds up: the triangle filter.
+        return [
+            (left, pixel),
+            (right, torch.where(width.detach() == 1, pixel + 1, torch.floor(right.detach()))),
+        ]
+
+    def values(self, k: Tensor, center: Tensor, width: Tensor) -> Tensor:
+        overlap = []
+        for edge, pixel in self.edges(center, width):
+            # The part of pixel k that lies left of the edge: 1, 0, or edge - k where the edge crosses the pixel.
+            overlap.append(torch.where(k == pixel, edge - k, (k < pixel).to(edge.dtype)))
+        return overlap[1] - overlap[0]
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """``f(x)`` for ``-support < x <= support`` in units of ``scale * width``; ``f`` is smooth on the whole line."""
+
+    function: Callable[[Tensor], Tensor]
+    support: float
+    scale: float
+
+    def values(self, k: Tensor, center: Tensor, width: Tensor) -> Tensor:
+        unit = self.scale * width
+        before, last = self.bounds(center, width)
+        inside = (k > before) & (k <= last)
+        x = torch.where(inside, (k - center) / unit, 0.0)
+        return torch.where(inside, self.function(x), 0.0)
+
+    def bounds(self, center: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+        """The integers of the support are those in ``(before, last]``."""
+        reach = self.support * self.scale * width.detach()
+        return torch.floor(center.detach() - reach), torch.floor(center.detach() + reach)
+
+
+Filter = Polynomial | Area | Smooth
+
+
+def triangle() -> Polynomial:
+    """``1 - |x|``: bilinear interpolation, and Pillow's BILINEAR when widened."""
+    return Polynomial((Piece(-1, 0, (1, 1, 0, 0)), Piece(0, 1, (1, -1, 0, 0))))
+
+
+def cubic(a: float) -> Polynomial:
+    """Keys' cubic convolution (Keys 1981, "Cubic convolution interpolation for digital image processing", eq. 4).
+
+    ``(a+2)|x|^3 - (a+3)|x|^2 + 1`` for ``|x| <= 1`` and ``a|x|^3 - 5a|x|^2 + 8a|x| - 4a`` for ``1 < |x| <= 2``.
+    """
+    return Polynomial(
+        (
+            Piece(-2, -1, (-4 * a, -8 * a, -5 * a, -a)),
+            Piece(-1, 0, (1, 0, -(a + 3), -(a + 2))),
+            Piece(0, 1, (1, 0, -(a + 3), a + 2)),
+            Piece(1, 2, (-4 * a, 8 * a, -5 * a, a)),
+        )
+    )
+
+
+# Near 0 the quotient sin(pi x) / (pi x) loses its derivatives to 0/0: its Taylor series serves there.
+_SERIES_BELOW = 0.25
+_SERIES = tuple((-1) ** i * math.pi ** (2 * i) / math.factorial(2 * i + 1) for i in range(10))
+
+
+def sinc(x: Tensor) -> Tensor:
+    """``sin(pi x) / (pi x)``: exactly 0 at non-zero integers, and differentiable to every order at 0."""
+    small = x.detach().abs() < _SERIES_BELOW
+    square = torch.where(small, x, 0.0) ** 2
+    series = torch.zeros_like(x)
+    for coefficient in reversed(_SERIES):
+        series = series * square + coefficient
+    safe = torch.where(small, 1.0, x)
+    nearest = torch.round(safe.detach())
+    # sin(pi x) = (-1)^m sin(pi (x - m)) with m the nearest integer: the argument is exact and small.
+    sign = 1 - 2 * torch.remainder(nearest, 2)
+    return torch.where(small, series, sign * torch.sin(math.pi * (safe - nearest)) / (math.pi * safe))
+
+
+def _lanczos3(x: Tensor) -> Tensor:
+    """Lanczos 1956, "Applied Analysis"; Duchon 1979, "Lanczos filtering in one and two dimensions"."""
+    return sinc(x) * sinc(x / 3)
+
+
+def _gaussian(x: Tensor) -> Tensor:
+    """``exp(-x^2 / 2)`` less its value at the cut: DRAW's read attention (Gregor et al. 2015, eq. 25)."""
+    return torch.exp(-0.5 * x * x) - math.exp(-0.5 * GAUSSIAN_CUT**2)
+
+
+def get(mode: str, antialias: bool, sigma: float) -> Filter:
+    """The filter of an interpolating mode ("nearest" has none)."""
+    if mode == "bilinear":
+        return triangle()
+    if mode == "bicubic":
+        # Pillow and interpolate(antialias=True) use -0.5, grid_sample and interpolate without antialiasing -0.75.
+        return cubic(-0.5 if antialias else -0.75)
+    if mode == "lanczos3":
+        return Smooth(_lanczos3, 3.0, 1.0)
+    if mode == "area":
+        return Area()
+    if mode == "gaussian":
+        return Smooth(_gaussian, GAUSSIAN_CUT, sigma)
+    raise ValueError(f"mode {mode!r} has no filter")
+
+
+def reach(mode: str, width: Tensor, sigma: float) -> Tensor:
+    """Distance from an output's position beyond which a pixel has no weight."""
+    if mode == "area":
+        return 0.5 * (width + 1)
+    if mode == "gaussian":
+        return GAUSSIAN_CUT * sigma * width
+    return {"nearest": 0.5, "bilinear": 1.0, "bicubic": 2.0, "lanczos3": 3.0}[mode] * width

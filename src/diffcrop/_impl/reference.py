@@ -1,0 +1,287 @@
+"""The specification: dense one-dimensional weights in plain differentiable PyTorch, contracted with the image.
+
+    crop = fill + W_y (image - fill) W_x^T            (one matrix per axis, `_axis.weights`; any number of axes)
+
+Every derivative is what autograd makes of that line, and every kernel is compared with it. Shapes throughout:
+``images`` (B, C, *spatial); ``boxes`` (R, 2A), pixel xyxy; ``index`` (R,) or None, which means that R is a multiple of
+B and box r reads image r // (R / B); the crop is (R, C, *size).
+
+Where values may be looked at (eager, no transform) a call works on the band of the image that its boxes touch, and box
+by box where their weights together would not fit into `BUDGET`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from diffcrop import _axis
+from diffcrop._lattice import is_concrete
+from diffcrop._options import Options, result_dtype, sum_dtype
+
+BUDGET = 32 * 2**20
+# Intermediates of the size of a weight matrix that autograd keeps for a second derivative, about.
+_COPIES = 40
+
+
+def crop(images: Tensor, boxes: Tensor, index: Tensor | None, size: Sequence[int], options: Options) -> Tensor:
+    """The crops (R, C, *size)."""
+    if boxes.shape[0] == 0:
+        return images.new_zeros((0, images.shape[1], *size), dtype=result_dtype(images.dtype, options.mode))
+    steps = _steps(images.shape, boxes, index, size)
+    if steps is not None:
+        return torch.cat([_crop(images[b], boxes[r], i, size, options) for r, b, i in steps])
+    return _crop(images, boxes, index, size, options)
+
+
+def _crop(images: Tensor, boxes: Tensor, index: Tensor | None, size: Sequence[int], options: Options) -> Tensor:
+    sound, valid, index = _sound(images.shape[0], boxes, index)
+    nan = _spread(torch.where(valid[:, None], 0.0, boxes).sum(-1) * math.nan, len(size))
+    valid = _spread(valid, len(size))
+    fill = torch.tensor(options.fill, dtype=sum_dtype(images.dtype), device=images.device).view(-1, *[1] * len(size))
+    if options.mode == "nearest":
+        result = _nearest(images, sound, index, size, options, fill)
+        return torch.where(valid, result, (nan if result.is_floating_point() else fill).to(result.dtype))
+
+    bands, matrices = _matrices(sound, images.shape[2:], size, options)
+    region = images[(..., *(slice(*band) for band in bands))]
+    if index is not None:
+        region = region.index_select(0, index)
+    region = region.to(fill.dtype)
+    matrices = [m.to(fill.dtype) for m in matrices]
+    result = _contract("bcuvw", region, matrices, "bkcxyz", transposed=False).flatten(0, 1)
+    if any(options.fill):
+        result = result + fill * (1 - _outer([m.sum(-1) for m in matrices]))
+    result = torch.where(valid, result, nan.to(result.dtype)).to(result_dtype(images.dtype, options.mode))
+    return result
+
+
+def grad_images(
+    grad: Tensor, boxes: Tensor, index: Tensor | None, image_shape: Sequence[int], options: Options
+) -> Tensor:
+    """``W_y^T grad W_x``, summed over the boxes of each image, in the dtype of the sums."""
+    size, dtype = grad.shape[2:], sum_dtype(grad.dtype)
+    differentiated = torch.is_grad_enabled() and (grad.requires_grad or boxes.requires_grad)
+    steps = None if differentiated else _steps(image_shape, boxes, index, size)
+    if steps is None:
+        return _grad_images(grad, boxes, index, image_shape, options, dtype)[1]
+    total = grad.new_zeros(tuple(image_shape), dtype=dtype)
+    for r, b, i in steps:
+        bands, part = _grad_images(grad[r], boxes[r], i, (1, *image_shape[1:]), options, dtype, embed=False)
+        total[(b, slice(None), *(slice(*band) for band in bands))] += part
+    return total
+
+
+def _grad_images(
+    grad: Tensor,
+    boxes: Tensor,
+    index: Tensor | None,
+    image_shape: Sequence[int],
+    options: Options,
+    dtype: torch.dtype,
+    embed: bool = True,
+) -> tuple[list[tuple[int, int]], Tensor]:
+    count, channels, *spatial = image_shape
+    if boxes.shape[0] == 0:
+        return [(0, s) for s in spatial], grad.new_zeros((count, channels, *spatial), dtype=dtype)
+    sound, valid, index = _sound(count, boxes, index)
+    grad = torch.where(_spread(valid, len(spatial)), grad.to(dtype), 0.0)
+    bands, matrices = _matrices(sound, spatial, grad.shape[2:], options)
+    matrices = [m.to(dtype) for m in matrices]
+    groups = count if index is None else boxes.shape[0]
+    part = _contract("bkcxyz", grad.unflatten(0, (groups, -1)), matrices, "bcuvw", transposed=True)
+    if index is not None:
+        part = part.new_zeros((count, *part.shape[1:])).index_add(0, index, part)
+    if embed:
+        margins = [m for (a, b), s in zip(reversed(bands), reversed(spatial), strict=True) for m in (a, s - b)]
+        part = torch.nn.functional.pad(part, margins)
+    return bands, part
+
+
+def grad_boxes(grad: Tensor, images: Tensor, boxes: Tensor, index: Tensor | None, options: Options) -> Tensor:
+    """``<grad, d crop / d box>`` (R, 2A), in the boxes' dtype."""
+    size = grad.shape[2:]
+    differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in (grad, images, boxes))
+    steps = None if differentiated else _steps(images.shape, boxes, index, size)
+    if steps is None:
+        return _vjp(lambda b: crop(images, b, index, size, options), [boxes], grad, differentiated)[1][0]
+    parts = []
+    for r, b, i in steps:
+
+        def one(box: Tensor, b: slice = b, i: Tensor | None = i) -> Tensor:
+            return crop(images[b], box, i, size, options)
+
+        parts.append(_vjp(one, [boxes[r]], grad[r], False)[1][0])
+    return torch.cat(parts)
+
+
+def tangent(
+    images: Tensor, boxes: Tensor, index: Tensor | None, size: Sequence[int], options: Options, d_boxes: Tensor
+) -> Tensor:
+    """The derivative of the crop in the direction ``d_boxes``; differentiable in all its tensors."""
+
+    def function(b: Tensor) -> Tensor:
+        return crop(images, b, index, size, options)
+
+    if torch._C._are_functorch_transforms_active():
+        return torch.func.jvp(function, (boxes,), (d_boxes.to(boxes.dtype),))[1]
+    # Eager: the transpose of the transpose. vjp is linear in its cotangent, and its derivative there is the jvp.
+    with torch.enable_grad():
+        source = boxes if boxes.requires_grad else boxes.detach().requires_grad_()
+        result = function(source)
+        if not result.requires_grad:  # zero boxes
+            return torch.zeros_like(result)
+        cotangent = torch.zeros_like(result, requires_grad=True)
+        (pulled,) = torch.autograd.grad(result, source, cotangent, create_graph=True)
+        (pushed,) = torch.autograd.grad(pulled, cotangent, d_boxes.to(pulled.dtype), create_graph=True)
+    return pushed
+
+
+def second(
+    grad: Tensor, images: Tensor, boxes: Tensor, index: Tensor | None, options: Options, d_boxes: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivatives of ``phi = <grad, tangent(d_boxes)>`` by ``grad`` (the tangent itself), the images and the boxes.
+
+    phi is bilinear in grad and d_boxes, so this is at once the backward of `grad_boxes` (with ``d_boxes`` its
+    cotangent) and its forward-mode derivative along the boxes.
+    """
+    size = grad.shape[2:]
+    tensors = (grad, images, boxes, d_boxes)
+    differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    steps = None if differentiated else _steps(images.shape, boxes, index, size)
+    if steps is None:
+
+        def function(i: Tensor, b: Tensor) -> Tensor:
+            return tangent(i, b, index, size, options, d_boxes)
+
+        out, (by_images, by_boxes) = _vjp(function, [images, boxes], grad, differentiated)
+        return out, by_images, by_boxes
+
+    out, by_images, by_boxes = torch.empty_like(grad), torch.zeros_like(images), torch.empty_like(boxes)
+    for r, b, i in steps:
+
+        def one(image: Tensor, box: Tensor, r: slice = r, i: Tensor | None = i) -> Tensor:
+            return tangent(image, box, i, size, options, d_boxes[r])
+
+        out[r], (part, by_boxes[r]) = _vjp(one, [images[b], boxes[r]], grad[r], False)
+        by_images[b] += part
+    return out, by_images, by_boxes
+
+
+def _vjp(
+    function: Callable[..., Tensor], inputs: list[Tensor], cotangent: Tensor, create_graph: bool
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """The value and the cotangents of the inputs, in a transform, in eager mode, and with a graph where asked."""
+    if torch._C._are_functorch_transforms_active():
+        result, pull = torch.func.vjp(function, *inputs)  # pyright: ignore[reportAssignmentType]
+        return result, pull(cotangent.to(result.dtype))
+    with torch.enable_grad():
+        inputs = [t if create_graph and t.requires_grad else t.detach().requires_grad_() for t in inputs]
+        result = function(*inputs)
+        if not result.requires_grad:
+            return result, [torch.zeros_like(t) for t in inputs]
+        grads = torch.autograd.grad(
+            result, inputs, cotangent.to(result.dtype), create_graph=create_graph, materialize_grads=True
+        )
+    return (result if create_graph else result.detach()), grads
+
+
+def _steps(
+    image_shape: Sequence[int], boxes: Tensor, index: Tensor | None, size: Sequence[int]
+) -> Iterator[tuple[slice, slice, Tensor | None]] | None:
+    """Box, image and index of one crop after another, where all at once would take more than `BUDGET`."""
+    count, channels, *spatial = image_shape
+    rows = boxes.shape[0]
+    if rows < 2 or not is_concrete(boxes) or (index is not None and not is_concrete(index)):
+        return None
+    entries = sum(n * s for n, s in zip(size, spatial, strict=True)) * _COPIES
+    entries += channels * size[0] * math.prod(spatial[1:]) + (0 if index is None else channels * math.prod(spatial))
+    if 8 * rows * entries <= BUDGET:
+        return None
+    owners = [r // (rows // count) for r in range(rows)] if index is None else index.tolist()
+    return (_step(r, b, count, boxes.device) for r, b in enumerate(owners))
+
+
+def _step(row: int, owner: int, count: int, device: torch.device) -> tuple[slice, slice, Tensor | None]:
+    known = 0 <= owner < count
+    image = slice(owner, owner + 1) if known else slice(0, 1)
+    return slice(row, row + 1), image, None if known else torch.full((1,), -1, device=device)
+
+
+def _sound(count: int, boxes: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Boxes in the precision of positions, those that are not finite replaced; which were sound; a safe index."""
+    positions = boxes if boxes.device.type == "mps" else boxes.to(torch.float64)
+    axes = boxes.shape[-1] // 2
+    valid = torch.isfinite(positions).all(-1) & torch.isfinite(positions[:, axes:] - positions[:, :axes]).all(-1)
+    if index is not None:
+        known = (index >= 0) & (index < count)
+        valid = valid & known
+        index = torch.where(known, index, 0)
+    return torch.where(valid[:, None], positions, 0.0), valid, index
+
+
+def _matrices(
+    boxes: Tensor, spatial: Sequence[int], size: Sequence[int], options: Options
+) -> tuple[list[tuple[int, int]], list[Tensor]]:
+    """Per spatial axis the band of pixels that is touched and the weights (R, n, band)."""
+    axes = len(spatial)
+    bands, matrices = [], []
+    for axis, (n, pixels) in enumerate(zip(size, spatial, strict=True)):
+        lo, hi = boxes[:, axes - 1 - axis], boxes[:, 2 * axes - 1 - axis]  # boxes name x first, tensors have it last
+        band = _axis.touched(lo, hi, n, pixels, options) if is_concrete(boxes) else (0, pixels)
+        bands.append(band)
+        matrices.append(_axis.weights(lo, hi, n, pixels, options, band))
+    return bands, matrices
+
+
+def _contract(source: str, tensor: Tensor, matrices: list[Tensor], target: str, transposed: bool) -> Tensor:
+    """Apply one matrix (R, n, pixels) per axis, axis after axis; b k = R boxes, c channels, xyz outputs, uvw pixels.
+
+    ``transposed`` goes from outputs to pixels and sums over k in the last step.
+    """
+    axes, groups = len(matrices), tensor.shape[0]
+    current, final = source[: source.index("c") + 1 + axes], target[: target.index("c") + 1 + axes]
+    with torch.autocast(tensor.device.type, enabled=False):
+        for i, matrix in enumerate(matrices):
+            pixel, output = "uvw"[i], "xyz"[i]
+            old, new = (output, pixel) if transposed else (pixel, output)
+            following = final if i == axes - 1 else "bkc" + current[current.index("c") + 1 :].replace(old, new)
+            operand = matrix.unflatten(0, (groups, -1))
+            tensor = torch.einsum(f"bk{output}{pixel},{current}->{following}", operand, tensor)
+            current = following
+    return tensor
+
+
+def _nearest(
+    images: Tensor, boxes: Tensor, index: Tensor | None, size: Sequence[int], options: Options, fill: Tensor
+) -> Tensor:
+    """A gather, so that every dtype is kept."""
+    axes, rows = len(size), boxes.shape[0]
+    if index is None:
+        index = torch.arange(rows, device=images.device) // (rows // images.shape[0])
+    where, inside = [], torch.ones((), dtype=torch.bool, device=images.device)
+    for axis, (n, pixels) in enumerate(zip(size, images.shape[2:], strict=True)):
+        lo, hi = boxes[:, axes - 1 - axis], boxes[:, 2 * axes - 1 - axis]
+        center, _ = _axis.sampling(lo.detach(), hi.detach(), n, options.align_corners)
+        pixel, there = _axis.nearest(center, pixels, options)
+        shape = [rows] + [n if a == axis else 1 for a in range(axes)]
+        where.append(pixel.long().view(shape))
+        inside = inside & there.view(shape)
+    gathered = images[(index.view(-1, *[1] * axes), slice(None), *where)].movedim(-1, 1)
+    return torch.where(inside[:, None], gathered, fill.to(images.dtype))
+
+
+def _outer(vectors: list[Tensor]) -> Tensor:
+    """(R, 1, *size): the product of one vector (R, n) per axis."""
+    axes = len(vectors)
+    product = torch.ones((), dtype=vectors[0].dtype, device=vectors[0].device)
+    for axis, vector in enumerate(vectors):
+        product = product * vector.view(vector.shape[0], 1, *[-1 if a == axis else 1 for a in range(axes)])
+    return product
+
+
+def _spread(vector: Tensor, axes: int) -> Tensor:
+    return vector.view(-1, *[1] * (axes + 1))
