@@ -1,0 +1,50 @@
+"""diffcrop: image crops whose gradient reaches the box.
+
+>>> import torch, diffcrop
+>>> image = torch.rand(3, 480, 640)
+>>> box = torch.tensor([100.0, 50.0, 420.0, 290.0], requires_grad=True)  # x0, y0, x1, y1 in pixels
+>>> glimpse = diffcrop.crop(image, box, (60, 80))  # antialiased
+>>> glimpse.mean().backward()
+>>> box.grad.shape
+torch.Size([4])
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from ._api import (
+    CropWithJacobian,
+    boxes_to_theta,
+    convert_boxes,
+    coverage,
+    crop,
+    crop_with_jacobian,
+    implementations,
+    invert_boxes,
+    map_boxes,
+    map_points,
+    simd_level,
+    theta_to_boxes,
+)
+
+from . import nn  # isort: skip - it uses the names above
+
+try:
+    __version__ = version("diffcrop")
+except PackageNotFoundError:  # a source tree on the path, never installed
+    __version__ = "0.0.0"
+
+__all__ = [
+    "CropWithJacobian",
+    "boxes_to_theta",
+    "convert_boxes",
+    "coverage",
+    "crop",
+    "crop_with_jacobian",
+    "implementations",
+    "invert_boxes",
+    "map_boxes",
+    "map_points",
+    "nn",
+    "simd_level",
+    "theta_to_boxes",
+]

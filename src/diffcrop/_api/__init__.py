@@ -1,0 +1,20 @@
+"""The public functions."""
+
+from .crop import CropWithJacobian, coverage, crop, crop_with_jacobian
+from .geometry import boxes_to_theta, convert_boxes, invert_boxes, map_boxes, map_points, theta_to_boxes
+from .system import implementations, simd_level
+
+__all__ = [
+    "CropWithJacobian",
+    "boxes_to_theta",
+    "convert_boxes",
+    "coverage",
+    "crop",
+    "crop_with_jacobian",
+    "implementations",
+    "invert_boxes",
+    "map_boxes",
+    "map_points",
+    "simd_level",
+    "theta_to_boxes",
+]

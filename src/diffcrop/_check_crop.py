@@ -1,0 +1,279 @@
+"""The errors of cropping, one function per argument; `_check` holds those that boxes alone can cause."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _check
+from ._filters import DEFAULT_SIGMA, MIN_SIGMA, MODES
+from ._options import PADDING_MODES, Options
+
+_MODE_HINTS = {
+    **dict.fromkeys(("linear", "triangle", "trilinear", "hamming"), "bilinear"),
+    **dict.fromkeys(("cubic", "catmullrom", "keys"), "bicubic"),
+    **dict.fromkeys(("lanczos", "antialias"), "lanczos3"),
+    **dict.fromkeys(("box", "average", "avg", "mean", "inter_area"), "area"),
+    **dict.fromkeys(("nearest-exact", "nn"), "nearest"),
+    "blur": "gaussian",
+}
+_PADDING_HINTS = {
+    **dict.fromkeys(("replicate", "edge", "clamp", "nearest"), "border"),
+    **dict.fromkeys(("zero", "none"), "zeros"),
+    **dict.fromkeys(("reflect", "mirror", "symmetric"), "reflection"),
+    **dict.fromkeys(("wrap", "periodic", "repeat"), "circular"),
+    **dict.fromkeys(("fill", "value"), "constant"),
+    **dict.fromkeys(("valid", "pillow"), "renormalize"),
+}
+_IMAGE_SHAPES = {
+    1: "(C, W) or (B, C, W)",
+    2: "(C, H, W) or (B, C, H, W)",
+    3: "(C, D, H, W) or (B, C, D, H, W)",
+}
+_FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_WHOLE = (
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+    torch.uint16, torch.uint32, torch.uint64,
+)  # fmt: skip
+
+
+def image(value: Any, axes: int, name: str = "images", batched: bool | None = None) -> Tensor:
+    """An image (C, *spatial), or a batch (B, C, *spatial); ``batched`` False admits the former only."""
+    shapes = _IMAGE_SHAPES[axes]
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} must be a tensor of shape {shapes}, or a list of B tensors, got {_check.describe(value)}; "
+            "convert with torch.as_tensor, and move the channels in front of the spatial axes"
+        )
+    if value.dtype not in _FLOATING + _WHOLE:
+        raise TypeError(
+            f"{name} must be floating-point (float64, float32, float16, bfloat16), integer or bool, "
+            f"got {_check.describe(value)}"
+        )
+    allowed = (axes + 1,) if batched is False else (axes + 1, axes + 2)
+    if value.ndim not in allowed:
+        wanted = shapes if batched is None else shapes.split(" or ")[0]
+        hint = ""
+        if value.ndim == axes:
+            hint = f"; add the channels: {name}[None]"
+        elif value.ndim == axes + 3:
+            hint = f"; fold the leading dimensions: {name}.flatten(0, 1)"
+        raise ValueError(
+            f"{name} must have shape {wanted} where the boxes have {2 * axes} numbers, "
+            f"got {_check.describe(value)}{hint}"
+        )
+    if any(n == 0 for n in value.shape[-axes:]):
+        raise ValueError(f"{name} must have at least one pixel along every axis, got {_check.describe(value)}")
+    return value
+
+
+def image_list(value: Sequence[Any], axes: int) -> list[Tensor]:
+    """B images (C, *spatial) of their own sizes, alike in channels, dtype and device."""
+    if not value:
+        raise ValueError("images must not be an empty list: there is no dtype or number of channels to crop with")
+    tensors = [image(t, axes, f"images[{i}]", batched=False) for i, t in enumerate(value)]
+    first = tensors[0]
+    for i, t in enumerate(tensors):
+        for what, mine, theirs in (
+            ("channels", t.shape[0], first.shape[0]),
+            ("dtype", t.dtype, first.dtype),
+            ("device", t.device, first.device),
+        ):
+            if mine != theirs:
+                raise ValueError(
+                    f"the images of a list must agree in channels, dtype and device, got {what} {mine} for images[{i}] "
+                    f"and {theirs} for images[0]"
+                )
+    return tensors
+
+
+def box_list(value: Sequence[Any], count: int) -> int:
+    """One tensor (K_b, 2A) per image. Returns A."""
+    if len(value) != count:
+        raise ValueError(f"a list of boxes must have one tensor per image, got {len(value)} for {count} images")
+    if not value:
+        raise ValueError("boxes must not be an empty list; zero boxes of an image are a tensor of shape (0, 4)")
+    axes = _check.boxes(value[0], name="boxes[0]")
+    for i, t in enumerate(value):
+        _check.boxes(t, axes, f"boxes[{i}]")
+        if t.ndim != 2:
+            raise ValueError(f"boxes[{i}] must have shape (K, {2 * axes}), got {_check.describe(t)}")
+        if t.device != value[0].device or t.dtype != value[0].dtype:
+            raise ValueError(
+                f"the boxes of a list must agree in dtype and device, got {t.dtype} on {t.device} for boxes[{i}] and "
+                f"{value[0].dtype} on {value[0].device} for boxes[0]"
+            )
+    return axes
+
+
+def same_device(images: Tensor, boxes: Tensor, batch_index: Tensor | None) -> None:
+    if images.device != boxes.device:
+        raise ValueError(
+            f"images and boxes must be on the same device, got {images.device} and {boxes.device}; "
+            f"move one with boxes.to({str(images.device)!r})"
+        )
+    if batch_index is not None and batch_index.device != images.device:
+        raise ValueError(
+            f"images and batch_index must be on the same device, got {images.device} and {batch_index.device}"
+        )
+
+
+def batch_index(value: Any, boxes: Tensor, count: int) -> Tensor:
+    """(R,) of any integer dtype, 0..B-1, one per box (R, 2A)."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"batch_index must be an integer tensor of shape (R,), got {_check.describe(value)}; "
+            "convert it with torch.as_tensor"
+        )
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(
+            f"batch_index must be of an integer dtype, got {_check.describe(value)}; convert it with .long()"
+        )
+    if boxes.ndim != 2 or value.ndim != 1 or value.shape[0] != boxes.shape[0]:
+        raise ValueError(
+            f"batch_index must have shape (R,) where boxes have shape (R, {boxes.shape[-1]}), "
+            f"got {tuple(value.shape)} and {tuple(boxes.shape)}"
+        )
+    if _check.may_look(value) and value.numel():
+        low, high = int(value.min()), int(value.max())
+        if low < 0 or high >= count:
+            wrong = low if low < 0 else high
+            raise ValueError(
+                f"batch_index must lie in 0..{count - 1} for a batch of {count} images, got {wrong} "
+                f"in {_check.describe(value)}"
+            )
+    return value
+
+
+def box_rows(boxes: Tensor, axes: int, count: int | None) -> None:
+    """The shapes of boxes without batch_index: for one image (``count`` None) or a batch of ``count``."""
+    last, shape = 2 * axes, tuple(boxes.shape)
+    if count is None:
+        if boxes.ndim > 2:
+            raise ValueError(
+                f"boxes must have shape ({last},) or (K, {last}) for one image, got {shape}; boxes of several images "
+                "need images with a batch dimension"
+            )
+        return
+    if boxes.ndim > 3:
+        raise ValueError(f"boxes must have shape ({last},), (B, {last}) or (B, K, {last}), got {shape}")
+    if boxes.ndim > 1 and boxes.shape[0] != count:
+        hint = ""
+        if boxes.ndim == 2:
+            hint = (
+                f"; for the same {shape[0]} boxes on every image pass boxes.expand({count}, -1, -1), "
+                f"for boxes that name their image add batch_index of shape ({shape[0]},)"
+            )
+        raise ValueError(
+            f"boxes of shape (B, {last}) or (B, K, {last}) must have B = {count} as images do, got {shape}{hint}"
+        )
+
+
+def options(
+    mode: Any,
+    antialias: Any,
+    padding_mode: Any,
+    fill: Any,
+    sigma: Any,
+    align_corners: Any,
+    channels: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Options:
+    """All options that are not tensors, each checked alone and with the others."""
+    _check.choice(mode, "mode", MODES, _MODE_HINTS)
+    _check.choice(padding_mode, "padding_mode", PADDING_MODES, _PADDING_HINTS)
+    if not isinstance(antialias, bool):
+        raise TypeError(f"antialias must be True or False, got {_check.describe(antialias)}")
+    if mode == "area" and not antialias:
+        raise ValueError(
+            "mode='area' is an antialiasing filter and needs antialias=True, got False; "
+            "without antialiasing use mode='bilinear'"
+        )
+    _check.align_corners(align_corners)
+    return Options(
+        mode,
+        antialias,
+        padding_mode,
+        _fill(fill, padding_mode, mode, channels, dtype),
+        _sigma(sigma, mode),
+        align_corners,
+    )
+
+
+def _sigma(value: Any, mode: str) -> float:
+    if value is None:
+        return DEFAULT_SIGMA
+    if mode != "gaussian":
+        raise ValueError(f"sigma belongs to mode='gaussian', got sigma={value!r} with mode={mode!r}; leave it out")
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"sigma must be a number, got {_check.describe(value)}")
+    if not MIN_SIGMA <= float(value) < math.inf:
+        raise ValueError(
+            f"sigma must be finite and at least {MIN_SIGMA} (a narrower Gaussian misses every pixel of some outputs), "
+            f"got {value!r}"
+        )
+    return float(value)
+
+
+def _fill(value: Any, padding_mode: str, mode: str, channels: int | None, dtype: torch.dtype) -> tuple[float, ...]:
+    if isinstance(value, float) and value == 0:  # nearly every call; and the compiler may have made it symbolic
+        return (0.0,)
+    if isinstance(value, Tensor):
+        if value.requires_grad:
+            raise ValueError(
+                f"fill is not differentiable, got {_check.describe(value)} that requires grad; pass fill.detach()"
+            )
+        if value.ndim > 1 or value.is_complex():
+            raise ValueError(f"fill must be a number or one per channel, got {_check.describe(value)}")
+        value = value.tolist()
+    values = (value,) if isinstance(value, numbers.Real) else value
+    if isinstance(value, (bool, str)) or not isinstance(values, (tuple, list)):
+        raise TypeError(f"fill must be a number or a sequence with one per channel, got {_check.describe(value)}")
+    for v in values:
+        if isinstance(v, bool) or not isinstance(v, numbers.Real):
+            raise TypeError(f"fill must hold numbers, got {_check.describe(v)} in {_check.describe(value)}")
+        if not -math.inf < float(v) < math.inf:
+            raise ValueError(f"fill must be finite, got {v!r}; to tell the outside apart use diffcrop.coverage")
+    values = tuple(float(v) for v in values)
+    if any(values) and padding_mode != "constant":
+        raise ValueError(
+            f"fill belongs to padding_mode='constant', got fill={value!r} with padding_mode={padding_mode!r}"
+        )
+    if not values or (channels is not None and len(values) not in (1, channels)):
+        raise ValueError(f"fill must be one number or one for each of the {channels} channels, got {len(values)}")
+    if mode == "nearest" and not dtype.is_floating_point:
+        low, high = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+        for v in values:
+            if v != int(v) or not low <= v <= high:
+                raise ValueError(f"fill must be a whole number in {low}..{high} for {dtype} images, got {v!r}")
+    return values
+
+
+def differentiable(boxes: Tensor, mode: str) -> None:
+    """Nearest has no gradient by the box; None without a word would be worse than an error."""
+    if mode == "nearest" and boxes.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "mode='nearest' has no gradient by the box, but boxes requires grad; use boxes.detach(), or another mode"
+        )
+
+
+def impl(value: Any, images: Tensor, axes: int, implementations: dict[str, str | None]) -> None:
+    """An explicit implementation must be there and able to serve."""
+    if value is None:
+        return
+    _check.choice(value, "impl", tuple(implementations))
+    reason = implementations[value]
+    if reason is not None:
+        raise ValueError(f"impl={value!r} is not available: {reason}; leave impl=None to use what is")
+    if value == "cpu":
+        if images.device.type != "cpu":
+            raise ValueError(f"impl='cpu' serves CPU tensors, got images on {images.device}; leave impl=None")
+        if axes != 2:
+            raise ValueError(
+                f"impl='cpu' serves images (boxes of 4 numbers), got boxes of {2 * axes} numbers; leave impl=None"
+            )

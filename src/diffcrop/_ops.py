@@ -1,0 +1,378 @@
+"""The operators: schemas, shapes for the compiler, autograd, batching. Nothing here knows how a crop is computed.
+
+Three linear-algebra facts carry every derivative. With crop(I, b) = W_y I W_x^T and cotangent g,
+
+    by the image:   G(g, b) = W_y^T g W_x          linear in g; its own derivatives are crop(., b) and B(., ., b)
+    by the box:     B(g, I, b) = <g, d crop / d b>  bilinear in g and I; its derivatives are `reference.second`
+    forward mode:   crop(dI, b) + d crop / d b . db
+
+Two layers of registration are both needed. The `autograd.Function`s serve eager mode and `torch.func`; the autograd of
+the operators themselves serves `torch.func` under `torch.compile`, which would return zeros without a word otherwise.
+A Function with a `jvp` cannot be compiled, so forward mode lives in subclasses that serve only where nothing is
+compiled.
+"""
+
+# A Function's static methods take the arguments of its own forward.
+# pyright: reportIncompatibleMethodOverride=false
+# ruff: noqa: ARG001, ARG004
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+from ._impl import cpu, reference
+from ._options import Options, result_dtype
+
+_OPTIONS = "str mode, bool antialias, str padding_mode, float[] fill, float sigma, bool align_corners"
+_library = torch.library.Library("diffcrop", "FRAGMENT")
+_library.define(
+    f"crop(Tensor images, Tensor boxes, Tensor? index, SymInt[] size, bool channels_last, {_OPTIONS}) -> Tensor"
+)
+_library.define(
+    "crop_grad_images(Tensor grad, Tensor boxes, Tensor? index, SymInt[] image_shape, bool channels_last, "
+    f"{_OPTIONS}) -> Tensor"
+)
+_library.define(f"crop_grad_boxes(Tensor grad, Tensor images, Tensor boxes, Tensor? index, {_OPTIONS}) -> Tensor")
+_library.define(f"crop_jacobian(Tensor images, Tensor boxes, Tensor? index, SymInt[] size, {_OPTIONS}) -> Tensor")
+
+_KERNEL_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.uint8)
+
+
+def implementations() -> dict[str, str | None]:
+    """Name -> None if it is there, or why not."""
+    return {"cpu": cpu.reason(), "reference": None}
+
+
+def simd_level() -> str | None:
+    return cpu.simd_level()
+
+
+def choose(impl: str | None, images: Tensor, axes: int) -> str:
+    """The implementation that serves: the one named, else the kernels where they can, else the reference."""
+    if impl is not None:
+        return impl
+    if images.device.type != "cpu" or axes != 2:
+        return "reference"
+    if cpu.available():
+        return "cpu"
+    cpu.warn_once()
+    return "reference"
+
+
+def crop(
+    images: Tensor, boxes: Tensor, index: Tensor | None, size: tuple[int, ...], options: Options, impl: str
+) -> Tensor:
+    """The crops (R, C, *size) of ``images`` (B, C, *spatial) at ``boxes`` (R, 2A), pixel xyxy, differentiable in both.
+
+    Box r reads image ``index[r]``, or ``r // (R / B)`` where index is None.
+    """
+    if impl == "reference" and _traced(images, boxes):
+        return reference.crop(images, boxes, index, size, options)
+    if not _differentiated(images, boxes):
+        return _forward(images, boxes, index, size, options, impl)
+    function = _Crop if torch.compiler.is_compiling() else _DualCrop
+    return function.apply(images, boxes, index, size, options, impl)
+
+
+def jacobian(
+    images: Tensor, boxes: Tensor, index: Tensor | None, size: tuple[int, ...], options: Options, impl: str
+) -> Tensor:
+    """The derivative of `crop` by the boxes, (R, C, *size, 2A)."""
+    if impl == "cpu" and not _differentiated(images, boxes):
+        return torch.ops.diffcrop.crop_jacobian(_readable(images, options), boxes, index, size, *options)
+    columns = []
+    for i in range(boxes.shape[-1]):
+        unit = torch.zeros_like(boxes)
+        unit[:, i] = 1
+        columns.append(reference.tangent(images, boxes, index, size, options, unit))
+    result = torch.stack(columns, -1)
+    return result if _differentiated(images, boxes) else result.detach()
+
+
+def is_channels_last(images: Tensor) -> bool:
+    """Whether channels are the innermost dimension, also in a slice; with one channel there is nothing to tell."""
+    return images.dim() == 4 and images.shape[1] > 1 and images.stride(1) == 1 and images.stride(3) != 1
+
+
+def _traced(*tensors: Tensor) -> bool:
+    """Where the reference is best left to whatever differentiates or records plain PyTorch."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return True
+    return any(isinstance(t, FakeTensor) or t.device.type == "meta" for t in tensors)
+
+
+def _differentiated(*tensors: Tensor) -> bool:
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def _forward(
+    images: Tensor, boxes: Tensor, index: Tensor | None, size: Sequence[int], options: Options, impl: str
+) -> Tensor:
+    if impl == "cpu":
+        images = _readable(images, options)
+        return torch.ops.diffcrop.crop(images, boxes, index, size, is_channels_last(images), *options)
+    with torch.no_grad():
+        result = reference.crop(images, boxes, index, size, options)
+    return result.contiguous(memory_format=_layout(is_channels_last(images)))
+
+
+def _layout(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _readable(images: Tensor, options: Options) -> Tensor:
+    """The kernels read uint8 as it is; rarer integers are converted first, but nearest only moves them."""
+    return images if images.dtype in _KERNEL_DTYPES or options.mode == "nearest" else images.to(torch.float32)
+
+
+class _Crop(Function):
+    """Inputs and derivatives of `crop`; ``dual`` names the class whose backward can be differentiated forward."""
+
+    @staticmethod
+    def forward(images, boxes, index, size, options, impl):
+        return _forward(images, boxes, index, size, options, impl)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        images, boxes, index, ctx.size, ctx.options, ctx.impl = inputs
+        ctx.save_for_backward(images, boxes, index)
+        ctx.save_for_forward(images, boxes, index)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple:
+        return _pull_crop(ctx, grad, _GradImages, _GradBoxes)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, images, boxes, index, size, options, impl):
+        n, shared = info.batch_size, in_dims[0] is None
+        count = images.shape[0] if shared else images.movedim(in_dims[0], 0).shape[1]
+        boxes = _leading(boxes, in_dims[1], n)
+        index = _batched_index(n, count, boxes.shape[1], index, in_dims[2], shared, boxes.device)
+        images = images if shared else images.movedim(in_dims[0], 0).flatten(0, 1)
+        return crop(images, boxes.flatten(0, 1), index, size, options, impl).unflatten(0, (n, -1)), 0
+
+
+class _DualCrop(_Crop):
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple:
+        return _pull_crop(ctx, grad, _DualGradImages, _DualGradBoxes)
+
+    @staticmethod
+    def jvp(ctx: Any, d_images: Tensor | None, d_boxes: Tensor | None, *_: None) -> Tensor | None:
+        images, boxes, index = ctx.saved_tensors
+        parts = []
+        if d_images is not None:
+            parts.append(crop(d_images, boxes, index, ctx.size, ctx.options.linear(), ctx.impl))
+        if d_boxes is not None:
+            parts.append(reference.tangent(images, boxes, index, ctx.size, ctx.options, d_boxes))
+        return _sum(parts)
+
+
+def _pull_crop(ctx: Any, grad: Tensor | None, by_images: type[Function], by_boxes: type[Function]) -> tuple:
+    if grad is None:
+        return (None,) * 6
+    images, boxes, index = ctx.saved_tensors
+    image_grad = box_grad = None
+    if ctx.needs_input_grad[0]:
+        layout = (tuple(images.shape), is_channels_last(images))
+        image_grad = by_images.apply(grad, boxes, index, *layout, ctx.options.linear(), ctx.impl)
+    if ctx.needs_input_grad[1]:
+        box_grad = by_boxes.apply(grad, images, boxes, index, ctx.options, ctx.impl)
+    return image_grad, box_grad, None, None, None, None
+
+
+class _GradImages(Function):
+    """G(g, b): for any h, <h, G(g, b)> = <crop(h, b), g>, which gives both of its derivatives."""
+
+    @staticmethod
+    def forward(grad, boxes, index, image_shape, channels_last, options, impl):
+        if impl == "cpu":
+            return torch.ops.diffcrop.crop_grad_images(grad, boxes, index, image_shape, channels_last, *options)
+        result = reference.grad_images(grad, boxes, index, image_shape, options).to(grad.dtype)
+        return result.contiguous(memory_format=_layout(channels_last))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        grad, boxes, index, ctx.image_shape, ctx.channels_last, ctx.options, ctx.impl = inputs
+        ctx.save_for_backward(grad, boxes, index)
+        ctx.save_for_forward(grad, boxes, index)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor | None) -> tuple:
+        return _pull_grad_images(ctx, cotangent, _Crop, _GradBoxes)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, grad, boxes, index, image_shape, channels_last, options, impl):
+        n, count = info.batch_size, image_shape[0]
+        grad, boxes = _leading(grad, in_dims[0], n).flatten(0, 1), _leading(boxes, in_dims[1], n)
+        index = _batched_index(n, count, boxes.shape[1], index, in_dims[2], False, boxes.device)
+        shape = (n * count, *image_shape[1:])
+        result = _DualGradImages.apply(grad, boxes.flatten(0, 1), index, shape, channels_last, options, impl)
+        return result.unflatten(0, (n, -1)), 0
+
+
+class _DualGradImages(_GradImages):
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor | None) -> tuple:
+        return _pull_grad_images(ctx, cotangent, _DualCrop, _DualGradBoxes)
+
+    @staticmethod
+    def jvp(ctx: Any, d_grad: Tensor | None, d_boxes: Tensor | None, *_: None) -> Tensor | None:
+        grad, boxes, index = ctx.saved_tensors
+        layout = (ctx.image_shape, ctx.channels_last, ctx.options, ctx.impl)
+        parts = []
+        if d_grad is not None:
+            parts.append(_DualGradImages.apply(d_grad, boxes, index, *layout))
+        if d_boxes is not None:
+            zeros = torch.zeros(ctx.image_shape, dtype=grad.dtype, device=grad.device)
+            parts.append(reference.second(grad, zeros, boxes, index, ctx.options, d_boxes)[1])
+        return _sum(parts)
+
+
+def _pull_grad_images(ctx: Any, cotangent: Tensor | None, push: type[Function], by_boxes: type[Function]) -> tuple:
+    if cotangent is None:
+        return (None,) * 7
+    grad, boxes, index = ctx.saved_tensors
+    by_grad = box_grad = None
+    if ctx.needs_input_grad[0]:
+        by_grad = push.apply(cotangent, boxes, index, tuple(grad.shape[2:]), ctx.options, ctx.impl)
+    if ctx.needs_input_grad[1]:
+        box_grad = by_boxes.apply(grad, cotangent, boxes, index, ctx.options, ctx.impl)
+    return by_grad, box_grad, None, None, None, None, None
+
+
+class _GradBoxes(Function):
+    """B(g, I, b); its derivatives are second derivatives of the crop and run through the reference."""
+
+    @staticmethod
+    def forward(grad, images, boxes, index, options, impl):
+        if impl == "cpu":
+            return torch.ops.diffcrop.crop_grad_boxes(grad, _readable(images, options), boxes, index, *options)
+        return reference.grad_boxes(grad, images, boxes, index, options)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        grad, images, boxes, index, ctx.options, ctx.impl = inputs
+        ctx.save_for_backward(grad, images, boxes, index)
+        ctx.save_for_forward(grad, images, boxes, index)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor | None) -> tuple:
+        if cotangent is None:
+            return (None,) * 6
+        grad, images, boxes, index = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        if not any(wanted):
+            return (None,) * 6
+        parts = reference.second(grad, images, boxes, index, ctx.options, cotangent)
+        return (*(p if w else None for p, w in zip(parts, wanted, strict=True)), None, None, None)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, grad, images, boxes, index, options, impl):
+        n, shared = info.batch_size, in_dims[1] is None
+        count = images.shape[0] if shared else images.movedim(in_dims[1], 0).shape[1]
+        grad, boxes = _leading(grad, in_dims[0], n).flatten(0, 1), _leading(boxes, in_dims[2], n)
+        index = _batched_index(n, count, boxes.shape[1], index, in_dims[3], shared, boxes.device)
+        images = images if shared else images.movedim(in_dims[1], 0).flatten(0, 1)
+        result = _DualGradBoxes.apply(grad, images, boxes.flatten(0, 1), index, options, impl)
+        return result.unflatten(0, (n, -1)), 0
+
+
+class _DualGradBoxes(_GradBoxes):
+    @staticmethod
+    def jvp(
+        ctx: Any, d_grad: Tensor | None, d_images: Tensor | None, d_boxes: Tensor | None, *_: None
+    ) -> Tensor | None:
+        grad, images, boxes, index = ctx.saved_tensors
+        parts = []
+        if d_grad is not None:
+            parts.append(_DualGradBoxes.apply(d_grad, images, boxes, index, ctx.options, ctx.impl))
+        if d_images is not None:
+            parts.append(_DualGradBoxes.apply(grad, d_images, boxes, index, ctx.options.linear(), ctx.impl))
+        if d_boxes is not None:
+            # The Hessian by the box is symmetric: its product with d_boxes is the derivative of <grad, tangent>.
+            parts.append(reference.second(grad, images, boxes, index, ctx.options, d_boxes)[2])
+        return _sum(parts)
+
+
+def _sum(parts: list[Tensor]) -> Tensor | None:
+    return sum(parts[1:], parts[0]) if parts else None
+
+
+def _leading(tensor: Tensor, dim: int | None, n: int) -> Tensor:
+    """The batched dimension in front; a tensor without one is repeated."""
+    return tensor.movedim(dim, 0) if dim is not None else tensor.unsqueeze(0).expand(n, *tensor.shape)
+
+
+def _batched_index(
+    n: int, count: int, rows: int, index: Tensor | None, dim: int | None, shared: bool, device: torch.device
+) -> Tensor | None:
+    """Which of the images each of n * rows boxes reads: all the same ``count`` where shared, else n * count."""
+    if index is None:
+        if not shared or count == 1:
+            return None
+        return (torch.arange(rows, device=device) // max(rows // count, 1)).repeat(n)
+    index = _leading(index, dim, n)
+    if not shared:
+        known = (index >= 0) & (index < count)
+        index = torch.where(known, index + count * torch.arange(n, device=device)[:, None], -1)
+    return index.reshape(-1)
+
+
+# The operators for the compiler: shapes, and derivatives by the same facts.
+
+
+@torch.library.register_fake("diffcrop::crop")
+def _(images, boxes, index, size, channels_last, mode, *_):
+    result = images.new_empty((boxes.shape[0], images.shape[1], *size), dtype=result_dtype(images.dtype, mode))
+    return result.contiguous(memory_format=_layout(channels_last))
+
+
+@torch.library.register_fake("diffcrop::crop_grad_images")
+def _(grad, boxes, index, image_shape, channels_last, *_):
+    result = grad.new_empty(image_shape)
+    return result.contiguous(memory_format=_layout(channels_last))
+
+
+@torch.library.register_fake("diffcrop::crop_grad_boxes")
+def _(grad, images, boxes, index, *_):
+    return torch.empty_like(boxes, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("diffcrop::crop_jacobian")
+def _(images, boxes, index, size, mode, *_):
+    shape = (boxes.shape[0], images.shape[1], *size, boxes.shape[1])
+    return images.new_empty(shape, dtype=result_dtype(images.dtype, mode))
+
+
+def _setup_crop(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    images, boxes, index, size, _, *options = inputs
+    _Crop.setup_context(ctx, (images, boxes, index, tuple(size), _as_options(options), "cpu"), output)
+
+
+def _backward_crop(ctx: Any, grad: Tensor | None) -> tuple:
+    image_grad, box_grad, *_ = _pull_crop(ctx, grad, _GradImages, _GradBoxes)
+    return (image_grad, box_grad, *[None] * 9)
+
+
+def _as_options(flat: Sequence[Any]) -> Options:
+    options = Options(*flat)
+    return options._replace(fill=tuple(options.fill))
+
+
+torch.library.register_autograd("diffcrop::crop", _backward_crop, setup_context=_setup_crop)
+
+# Here, outside of any compilation: the library's kernels belong to the schemas above.
+cpu.load()
