@@ -1,0 +1,290 @@
+// The filters and their sums over a lattice of pixels, with derivatives: the formulas of _filters.py and _lattice.py.
+//
+// A tap at pixel k of an output at position c has the weight f((k - c) / u), u the filter's unit (width, or scale *
+// width). With x = (k - c) / u its derivatives are
+//
+//   by the position    d/dc = -f'(x) / u          by the width    d/dw = -x f'(x) / width     (u is proportional to
+//   width)
+//
+// Which piece a tap belongs to is decided by integers, and as in the reference: this file is compiled without fused
+// multiply-adds, so that both decide alike to the last bit.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+namespace diffcrop {
+
+enum class Mode { bilinear, bicubic, lanczos3, area, gaussian, nearest };
+
+// A weight with its derivatives by the position and by the width of the filter.
+struct Weight {
+  double value = 0, by_center = 0, by_width = 0;
+  Weight& operator+=(const Weight& o) {
+    value += o.value, by_center += o.by_center, by_width += o.by_width;
+    return *this;
+  }
+};
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// The integers anchor + m * step within [lower, upper].
+struct Lattice {
+  double anchor = 0, step = 1, lower = -kInfinity, upper = kInfinity;
+};
+
+struct Run {
+  double first, count;
+};
+
+// The lattice points in (before, last].
+inline Run run_of(const Lattice& lattice, double before, double last) {
+  const double m = std::floor((before - lattice.anchor) / lattice.step) + 1;
+  const double count = std::floor((last - lattice.anchor) / lattice.step) - m + 1;
+  return {lattice.anchor + m * lattice.step, std::max(count, 0.0)};
+}
+
+// c0 + c1 x + c2 x^2 + c3 x^3 for start < x <= stop.
+struct Piece {
+  int start, stop;
+  double c0, c1, c2, c3;
+  double value(double x) const { return c0 + x * (c1 + x * (c2 + x * c3)); }
+  double slope(double x) const { return c1 + x * (2 * c2 + x * 3 * c3); }
+};
+
+class Polynomial {
+ public:
+  explicit Polynomial(std::vector<Piece> pieces) : pieces_(std::move(pieces)) {}
+
+  static Polynomial triangle() { return Polynomial({{-1, 0, 1, 1, 0, 0}, {0, 1, 1, -1, 0, 0}}); }
+  static Polynomial cubic(double a) {
+    return Polynomial({{-2, -1, -4 * a, -8 * a, -5 * a, -a},
+                       {-1, 0, 1, 0, -(a + 3), -(a + 2)},
+                       {0, 1, 1, 0, -(a + 3), a + 2},
+                       {1, 2, -4 * a, 8 * a, -5 * a, a}});
+  }
+
+  double reach(double width) const { return pieces_.back().stop * width; }
+  Run taps(double c, double w) const {
+    const double before = knot(pieces_.front().start, c, w);
+    return {before + 1, knot(pieces_.back().stop, c, w) - before};
+  }
+  // Calls visit(k, weight) for the taps in [lower, upper].
+  template <class Visit>
+  void visit(double c, double w, double lower, double upper, const Visit& visit) const {
+    for (const Piece& piece : pieces_) {
+      const double last = std::min(knot(piece.stop, c, w), upper);
+      for (double k = std::max(knot(piece.start, c, w) + 1, lower); k <= last; ++k) {
+        const double x = (k - c) / w, slope = piece.slope(x);
+        visit(k, Weight{piece.value(x), -slope / w, -x * slope / w});
+      }
+    }
+  }
+  // M points with spacing h around x: sum p = M p(x) + p''(x)/2 R with R = M ((M h)^2 - h^2) / 12, exact for cubics.
+  Weight sum(double c, double w, const Lattice& lattice) const {
+    Weight total;
+    const double h = lattice.step / w;
+    for (const Piece& piece : pieces_) {
+      const double before = std::clamp(knot(piece.start, c, w), lattice.lower - 1, lattice.upper);
+      const double last = std::clamp(knot(piece.stop, c, w), lattice.lower - 1, lattice.upper);
+      const auto [first, count] = run_of(lattice, before, last);
+      if (!(count > 0)) continue;
+      const double x = (first + 0.5 * (count - 1) * lattice.step - c) / w;
+      const double spread = count * ((count * h) * (count * h) - h * h) / 12;
+      const double half_curvature = piece.c2 + 3 * piece.c3 * x;
+      const double by_x = count * piece.slope(x) + 3 * piece.c3 * spread;
+      total += {count * piece.value(x) + half_curvature * spread, -by_x / w,
+                -x * by_x / w - 2 * half_curvature * spread / w};
+    }
+    return total;
+  }
+  // The weights of all integers sum to 1 by themselves at width 1.
+  bool normalized(double w) const { return w == 1; }
+
+ private:
+  // floor(c + a w); at width 1 floor(c) + a, because c + a may round up to an integer that c lies below.
+  static double knot(int a, double c, double w) { return w == 1 ? std::floor(c) + a : std::floor(c + a * w); }
+
+  std::vector<Piece> pieces_;
+};
+
+// Overlap of pixel [k, k+1] with the footprint: the part of it left of the right edge less that left of the left edge.
+class Area {
+ public:
+  double reach(double width) const { return 0.5 * (width + 1); }
+  Run taps(double c, double w) const {
+    const auto [left, right] = edges(c, w);
+    return {left.pixel, right.pixel - left.pixel + 1};
+  }
+  template <class Visit>
+  void visit(double c, double w, double lower, double upper, const Visit& visit) const {
+    const auto [left, right] = edges(c, w);
+    const double last = std::min(right.pixel, upper);
+    for (double k = std::max(left.pixel, lower); k <= last; ++k) {
+      Weight overlap = part(right, k, 0.5);
+      const Weight less = part(left, k, -0.5);
+      overlap += {-less.value, -less.by_center, -less.by_width};
+      visit(k, overlap);
+    }
+  }
+  Weight sum(double c, double w, const Lattice& lattice) const {
+    const auto [left, right] = edges(c, w);
+    Weight total = stairs(right, lattice, 0.5);
+    const Weight less = stairs(left, lattice, -0.5);
+    total += {-less.value, -less.by_center, -less.by_width};
+    return total;
+  }
+  bool normalized(double) const { return false; }
+
+ private:
+  struct Edge {
+    double position, pixel;  // the pixel to the right of it
+  };
+  static std::pair<Edge, Edge> edges(double c, double w) {
+    const double left = c + 0.5 - 0.5 * w, right = left + w, pixel = std::floor(left);
+    return {{left, pixel}, {right, w == 1 ? pixel + 1 : std::floor(right)}};
+  }
+  // The edge moves with the position and, by `spread`, with the width.
+  static Weight part(const Edge& edge, double k, double spread) {
+    if (k == edge.pixel) return {edge.position - k, 1, spread};
+    return {k < edge.pixel ? 1.0 : 0.0, 0, 0};
+  }
+  static Weight stairs(const Edge& edge, const Lattice& lattice, double spread) {
+    if (lattice.step == 1) {
+      if (edge.pixel >= lattice.lower && edge.pixel <= lattice.upper) return {edge.position, 1, spread};
+      return {std::clamp(edge.pixel, lattice.lower, lattice.upper + 1), 0, 0};
+    }
+    const double copy = std::floor((edge.pixel - lattice.anchor) / lattice.step);
+    if (edge.pixel - lattice.anchor - copy * lattice.step == 0) return {copy + (edge.position - edge.pixel), 1, spread};
+    return {copy + 1, 0, 0};
+  }
+};
+
+// sin(pi x) / (pi x) and its derivative; a Taylor series near 0, where the quotient loses its derivative to 0/0.
+inline std::pair<double, double> sinc(double x) {
+  if (std::abs(x) < 0.25) {
+    const double square = x * x;
+    double term = 1, value = 1, slope = 0;
+    for (int i = 1; i < 10; ++i) {  // term = (-1)^i pi^2i x^(2i-2) / (2i+1)!
+      term *= -M_PI * M_PI / ((2 * i) * (2 * i + 1));
+      value += term * square;
+      slope += 2 * i * term;
+      term *= square;
+    }
+    return {value, slope * x};
+  }
+  // The argument is reduced to the nearest integer first, which makes the zeros exact.
+  const double nearest = std::nearbyint(x), sign = std::fmod(nearest, 2) == 0 ? 1 : -1;
+  const double value = sign * std::sin(M_PI * (x - nearest)) / (M_PI * x);
+  return {value, (sign * std::cos(M_PI * (x - nearest)) - value) / x};
+}
+
+struct Lanczos3 {
+  static constexpr double support = 3;
+  static std::pair<double, double> at(double x) {
+    const auto [a, da] = sinc(x);
+    const auto [b, db] = sinc(x / 3);
+    return {a * b, da * b + a * db / 3};
+  }
+};
+
+struct Gaussian {
+  static constexpr double support = 6;
+  static std::pair<double, double> at(double x) {
+    static const double cut = std::exp(-0.5 * support * support);
+    const double e = std::exp(-0.5 * x * x);
+    return {e - cut, -x * e};
+  }
+};
+
+// Nodes and weights of Gauss-Legendre quadrature, and the end corrections of the midpoint rule in differences.
+struct Quadrature {
+  static constexpr int nodes = 48;
+  std::array<double, nodes> node, weight;
+  // The solution of sum_i C_i 2 sinh((i - 1/2) D) = sum_j B_2j(1/2) / (2j)! D^(2j-1), six terms; see _lattice.py.
+  static constexpr std::array<double, 6> correction = {-0.058663459455945435,  0.007651539726433799,
+                                                       -0.001507862238404164,  0.00026452902283724176,
+                                                       -3.245638827113535e-05, 1.9899215070652008e-06};
+  Quadrature() {
+    for (int i = 0; i < nodes; ++i) {
+      double x = std::cos(M_PI * (i + 0.75) / (nodes + 0.5)), slope = 0;
+      for (int step = 0; step < 8; ++step) {
+        double previous = 1, value = x;
+        for (int n = 2; n <= nodes; ++n) {
+          const double next = ((2 * n - 1) * x * value - (n - 1) * previous) / n;
+          previous = value, value = next;
+        }
+        slope = nodes * (x * value - previous) / (x * x - 1);
+        x -= value / slope;
+      }
+      node[i] = x, weight[i] = 2 / ((1 - x * x) * slope * slope);
+    }
+  }
+  static const Quadrature& get() {
+    static const Quadrature rule;
+    return rule;
+  }
+};
+
+// An entire function cut at its support, in units of scale * width.
+template <class F>
+class Smooth {
+ public:
+  explicit Smooth(double scale) : scale_(scale) {}
+
+  double reach(double width) const { return F::support * scale_ * width; }
+  Run taps(double c, double w) const {
+    const double before = std::floor(c - reach(w));
+    return {before + 1, std::floor(c + reach(w)) - before};
+  }
+  template <class Visit>
+  void visit(double c, double w, double lower, double upper, const Visit& visit) const {
+    const auto [first, count] = taps(c, w);
+    const double last = std::min(first + count - 1, upper);
+    for (double k = std::max(first, lower); k <= last; ++k) visit(k, at(k, c, w));
+  }
+  Weight sum(double c, double w, const Lattice& lattice) const {
+    const double before = std::clamp(std::floor(c - reach(w)), lattice.lower - 1, lattice.upper);
+    const double last = std::clamp(std::floor(c + reach(w)), lattice.lower - 1, lattice.upper);
+    const auto [first, count] = run_of(lattice, before, last);
+    Weight total;
+    if (count <= kDirect) {
+      for (double i = 0; i < count; ++i) total += at(first + i * lattice.step, c, w);
+      return total;
+    }
+    // Integral from half a step before the first tap to half a step behind the last, and corrections at both ends.
+    const Quadrature& rule = Quadrature::get();
+    const double half = 0.5 * count * lattice.step, middle = first + half - 0.5 * lattice.step;
+    for (int i = 0; i < rule.nodes; ++i) add(total, 0.5 * count * rule.weight[i], middle + rule.node[i] * half, c, w);
+    for (size_t i = 0; i < rule.correction.size(); ++i) {
+      const double out = (static_cast<double>(i) + 0.5) * lattice.step;
+      for (const double side : {1.0, -1.0}) {
+        add(total, rule.correction[i], middle + side * (half + out), c, w);
+        add(total, -rule.correction[i], middle + side * (half - out), c, w);
+      }
+    }
+    return total;
+  }
+  bool normalized(double) const { return false; }
+
+ private:
+  static constexpr double kDirect = 96;
+
+  Weight at(double k, double c, double w) const {
+    const double unit = scale_ * w, x = (k - c) / unit;
+    const auto [value, slope] = F::at(x);
+    return {value, -slope / unit, -x * slope / w};
+  }
+  void add(Weight& total, double factor, double k, double c, double w) const {
+    const Weight tap = at(k, c, w);
+    total += {factor * tap.value, factor * tap.by_center, factor * tap.by_width};
+  }
+
+  double scale_;
+};
+
+}  // namespace diffcrop
