@@ -183,23 +183,82 @@ inline std::pair<double, double> sinc(double x) {
   return {value, (sign * std::cos(M_PI * (x - nearest)) - value) / x};
 }
 
+// Terms of the Euler-Maclaurin series.
+constexpr int kTerms = 20;
+using Taylor = std::array<double, kTerms>;
+
 struct Lanczos3 {
   static constexpr double support = 3;
+  static constexpr double integral = 0.9970553459543398;
   static std::pair<double, double> at(double x) {
     const auto [a, da] = sinc(x);
     const auto [b, db] = sinc(x / 3);
     return {a * b, da * b + a * db / 3};
   }
+  // With x = 3 + t: f = 3 / (2 pi^2) (cos(2 pi t / 3) - cos(4 pi t / 3)) / (3 + t)^2.
+  static Taylor taylor() {
+    Taylor waves{}, result{};
+    double term = 3 / (2 * M_PI * M_PI), quadruple = 1;
+    for (int m = 0; m < kTerms; m += 2) {
+      waves[m] = term * (1 - quadruple);
+      term *= -(4 * M_PI * M_PI / 9) / ((m + 1) * (m + 2));
+      quadruple *= 4;
+    }
+    for (int m = 0; m < kTerms; ++m) {
+      double inverse_square = 1.0 / 9;
+      for (int i = m; i >= 0; --i) {
+        result[m] += waves[i] * inverse_square * (m - i + 1);
+        inverse_square /= -3;
+      }
+    }
+    return result;
+  }
 };
 
 struct Gaussian {
   static constexpr double support = 6;
+  static inline const double at_cut = std::exp(-0.5 * support * support);
+  static inline const double integral = std::sqrt(2 * M_PI) * std::erf(support / std::sqrt(2.0)) - 2 * support * at_cut;
   static std::pair<double, double> at(double x) {
-    static const double cut = std::exp(-0.5 * support * support);
     const double e = std::exp(-0.5 * x * x);
-    return {e - cut, -x * e};
+    return {e - at_cut, -x * e};
+  }
+  // With x = b + t: f = exp(-b^2 / 2) (exp(-b t - t^2 / 2) - 1).
+  static Taylor taylor() {
+    Taylor series{};
+    series[0] = at_cut, series[1] = -support * at_cut;
+    for (int m = 1; m + 1 < kTerms; ++m) series[m + 1] = -(support * series[m] + series[m - 1]) / (m + 1);
+    series[0] = 0;
+    return series;
   }
 };
+
+// E(theta) = sum_r (-1)^r h^(r-1) B_r(theta) / r! f^(r-1)(b): coefficient [p][r - 1] of theta^p h^(r-1).
+template <class F>
+const std::array<std::array<double, kTerms>, kTerms + 1>& end_polynomials() {
+  static const auto table = [] {
+    std::array<std::array<double, kTerms>, kTerms + 1> e{};
+    std::array<double, kTerms + 1> bernoulli{};
+    for (int n = 0; n <= kTerms; ++n) {
+      double choose = 1;  // of n + 1
+      bernoulli[n] = n == 0;
+      for (int k = 0; k < n; ++k) {
+        bernoulli[n] -= choose * bernoulli[k] / (n + 1);
+        choose *= static_cast<double>(n + 1 - k) / (k + 1);
+      }
+    }
+    const Taylor taylor = F::taylor();
+    for (int r = 1; r <= kTerms; ++r) {
+      double choose = 1;
+      for (int p = 0; p <= r; ++p) {
+        e[p][r - 1] = (r % 2 ? -1 : 1) * taylor[r - 1] / r * choose * bernoulli[r - p];
+        choose *= static_cast<double>(r - p) / (p + 1);
+      }
+    }
+    return e;
+  }();
+  return table;
+}
 
 // Nodes and weights of Gauss-Legendre quadrature, and the end corrections of the midpoint rule in differences.
 struct Quadrature {
@@ -251,17 +310,53 @@ class Smooth {
     const double before = std::clamp(std::floor(c - reach(w)), lattice.lower - 1, lattice.upper);
     const double last = std::clamp(std::floor(c + reach(w)), lattice.lower - 1, lattice.upper);
     const auto [first, count] = run_of(lattice, before, last);
+    const bool whole = lattice.lower == -kInfinity && lattice.upper == kInfinity;
+    if (count > (whole ? kLong : kLongTail))
+      return whole ? euler_maclaurin(c, w, first, count, lattice.step) : quadrature(c, w, first, count, lattice.step);
     Weight total;
-    if (count <= kDirect) {
-      for (double i = 0; i < count; ++i) total += at(first + i * lattice.step, c, w);
-      return total;
+    for (double i = 0; i < count; ++i) total += at(first + i * lattice.step, c, w);
+    return total;
+  }
+  bool normalized(double) const { return false; }
+
+ private:
+  // More taps than this are not added one by one: over the whole support, and where the sum ends inside of it.
+  static constexpr double kLong = 24, kLongTail = 96;
+
+  // integral / h + E(theta) at both ends, theta the distance from the end to the nearest tap within over the step.
+  Weight euler_maclaurin(double c, double w, double first, double count, double step) const {
+    const double h = step / (scale_ * w), reach_slope = F::support * scale_ / step;
+    Weight total{F::integral / h, 0, F::integral * scale_ / step};
+    const auto& table = end_polynomials<F>();
+    std::array<double, kTerms + 1> coefficient, by_h;  // of theta^p
+    for (int p = 0; p <= kTerms; ++p) {
+      double value = 0, slope = 0;
+      for (int r = kTerms - 1; r >= 0; --r) slope = slope * h + value, value = value * h + table[p][r];
+      coefficient[p] = value, by_h[p] = slope;
     }
-    // Integral from half a step before the first tap to half a step behind the last, and corrections at both ends.
+    for (const double side : {1.0, -1.0}) {
+      const double end = side > 0 ? first + (count - 1) * step : first;
+      const double theta = (side * (c - end) + reach(w)) / step;
+      double value = 0, by_theta = 0, slope = 0;
+      for (int p = kTerms; p >= 0; --p) {
+        by_theta = by_theta * theta + value;
+        value = value * theta + coefficient[p];
+        slope = slope * theta + by_h[p];
+      }
+      total += {value, by_theta * side / step, by_theta * reach_slope - slope * h / w};
+    }
+    return total;
+  }
+
+  // The midpoint rule: the integral from half a step before the first tap to half a step behind the last, with the
+  // derivatives of its series at both ends replaced by differences.
+  Weight quadrature(double c, double w, double first, double count, double step) const {
     const Quadrature& rule = Quadrature::get();
-    const double half = 0.5 * count * lattice.step, middle = first + half - 0.5 * lattice.step;
+    Weight total;
+    const double half = 0.5 * count * step, middle = first + half - 0.5 * step;
     for (int i = 0; i < rule.nodes; ++i) add(total, 0.5 * count * rule.weight[i], middle + rule.node[i] * half, c, w);
     for (size_t i = 0; i < rule.correction.size(); ++i) {
-      const double out = (static_cast<double>(i) + 0.5) * lattice.step;
+      const double out = (static_cast<double>(i) + 0.5) * step;
       for (const double side : {1.0, -1.0}) {
         add(total, rule.correction[i], middle + side * (half + out), c, w);
         add(total, -rule.correction[i], middle + side * (half - out), c, w);
@@ -269,10 +364,6 @@ class Smooth {
     }
     return total;
   }
-  bool normalized(double) const { return false; }
-
- private:
-  static constexpr double kDirect = 96;
 
   Weight at(double k, double c, double w) const {
     const double unit = scale_ * w, x = (k - c) / unit;

@@ -31,6 +31,7 @@ DEFAULT_SIGMA = 0.5
 # so that some outputs would have no tap at all.
 MIN_SIGMA = 0.1
 GAUSSIAN_CUT = 6.0
+_AT_CUT = math.exp(-0.5 * GAUSSIAN_CUT**2)
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,9 @@ class Smooth:
     function: Callable[[Tensor], Tensor]
     support: float
     scale: float
+    # The Taylor coefficients at the end of the support and the integral over it: what long sums are made of.
+    taylor: tuple[float, ...]
+    integral: float
 
     def values(self, k: Tensor, center: Tensor, width: Tensor) -> Tensor:
         unit = self.scale * width
@@ -172,9 +176,35 @@ def _lanczos3(x: Tensor) -> Tensor:
     return sinc(x) * sinc(x / 3)
 
 
+def _lanczos3_taylor(count: int) -> tuple[float, ...]:
+    """With x = 3 + t: ``f = 3 / (2 pi^2) (cos(2 pi t / 3) - cos(4 pi t / 3)) / (3 + t)^2``."""
+    waves = [0.0] * count
+    for m in range(0, count, 2):
+        waves[m] = (-1) ** (m // 2) * (2 * math.pi / 3) ** m / math.factorial(m) * (1 - 2.0**m)
+    inverse_square = [(-1) ** m * (m + 1) / 3.0 ** (m + 2) for m in range(count)]
+    front = 3 / (2 * math.pi**2)
+    return tuple(front * sum(waves[i] * inverse_square[m - i] for i in range(m + 1)) for m in range(count))
+
+
 def _gaussian(x: Tensor) -> Tensor:
     """``exp(-x^2 / 2)`` less its value at the cut: DRAW's read attention (Gregor et al. 2015, eq. 25)."""
-    return torch.exp(-0.5 * x * x) - math.exp(-0.5 * GAUSSIAN_CUT**2)
+    return torch.exp(-0.5 * x * x) - _AT_CUT
+
+
+def _gaussian_taylor(count: int) -> tuple[float, ...]:
+    """With x = b + t: ``f = exp(-b^2 / 2) (exp(-b t - t^2 / 2) - 1)``, from y' = -(b + t) y."""
+    series = [1.0, -GAUSSIAN_CUT]
+    for m in range(1, count - 1):
+        series.append(-(GAUSSIAN_CUT * series[m] + series[m - 1]) / (m + 1))
+    return (0.0, *(_AT_CUT * value for value in series[1:]))
+
+
+_TERMS = 20
+_LANCZOS3_TAYLOR = _lanczos3_taylor(_TERMS)
+# 3 / (2 pi^2) times the integral of (cos(2 pi x / 3) - cos(4 pi x / 3)) / x^2: no elementary function.
+_LANCZOS3_INTEGRAL = 0.9970553459543398
+_GAUSSIAN_TAYLOR = _gaussian_taylor(_TERMS)
+_GAUSSIAN_INTEGRAL = math.sqrt(2 * math.pi) * math.erf(GAUSSIAN_CUT / math.sqrt(2)) - 2 * GAUSSIAN_CUT * _AT_CUT
 
 
 def get(mode: str, antialias: bool, sigma: float) -> Filter:
@@ -185,11 +215,11 @@ def get(mode: str, antialias: bool, sigma: float) -> Filter:
         # Pillow and interpolate(antialias=True) use -0.5, grid_sample and interpolate without antialiasing -0.75.
         return cubic(-0.5 if antialias else -0.75)
     if mode == "lanczos3":
-        return Smooth(_lanczos3, 3.0, 1.0)
+        return Smooth(_lanczos3, 3.0, 1.0, _LANCZOS3_TAYLOR, _LANCZOS3_INTEGRAL)
     if mode == "area":
         return Area()
     if mode == "gaussian":
-        return Smooth(_gaussian, GAUSSIAN_CUT, sigma)
+        return Smooth(_gaussian, GAUSSIAN_CUT, sigma, _GAUSSIAN_TAYLOR, _GAUSSIAN_INTEGRAL)
     raise ValueError(f"mode {mode!r} has no filter")
 
 

@@ -10,35 +10,50 @@ gives to an edge pixel; with the period as step it is the weight of all copies o
 
 *Area.* The overlap with ``(-inf, e]`` telescopes to a staircase with ramps.
 
-*Smooth functions.* Up to `DIRECT` taps: one by one. Beyond, with h = step / unit and E = the two ends half a step
-outside,
+*Smooth functions.* Short sums are added one by one. A long one over the whole support [-b, b] is Euler and Maclaurin's,
+with h = step / unit and theta the distance from either end of the support to the nearest point within, over h:
+
+    sum f(x_i) = 1/h * integral f + E(theta_left) + E(theta_right)
+    E(theta)   = sum_r (-1)^r h^(r-1) B_r(theta) / r! f^(r-1)(b)
+
+A long one that ends inside the support (a tail) has no constants to offer there: with the ends E half a step outside,
 
     sum f(x_i) = 1/h * integral f + sum_i C_i [f(E + (i - 1/2) h) - f(E - (i - 1/2) h)] at both ends,
 
-the midpoint rule's Euler-Maclaurin series with its derivatives replaced by differences. f is continued beyond its
-support by its own formula, so that nothing has a kink and both the sum and its derivatives agree with the tap-by-tap
-sum to rounding.
+the midpoint rule's series with its derivatives replaced by differences, the integral by Gauss-Legendre quadrature; f is
+continued beyond its support by its own formula. Both agree with the sum tap by tap to rounding, and so do their
+derivatives; where they take over (`LONG`, `LONG_TAIL`) follows from the terms that are kept.
 """
 
 from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import cast
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ._filters import Area, Filter, Polynomial, Smooth
 
-# Taps of a smooth filter that are added one by one; more are summed by quadrature.
-DIRECT = 96
+# More taps than this are not added one by one: over the whole support, and where the sum ends inside of it.
+LONG = 24
+LONG_TAIL = 96
+# Elements from which on the intermediates of a smooth filter are not kept for the backward pass.
+_RECOMPUTE = 2**14
+
+
+def _bernoulli(count: int) -> list[Fraction]:
+    numbers = [Fraction(1)]
+    for n in range(1, count):
+        numbers.append(-sum((math.comb(n + 1, k) * numbers[k] for k in range(n)), Fraction(0)) / (n + 1))
+    return numbers
 
 
 def _end_corrections(terms: int) -> tuple[float, ...]:
     """C_i such that ``sum C_i 2 sinh((i - 1/2) D) = sum_{j>=1} B_{2j}(1/2) / (2j)! D^(2j-1)`` up to D^(2 terms - 1)."""
-    bernoulli = [Fraction(1)]
-    for n in range(1, 2 * terms + 1):
-        bernoulli.append(-sum((math.comb(n + 1, k) * bernoulli[k] for k in range(n)), Fraction(0)) / (n + 1))
+    bernoulli = _bernoulli(2 * terms + 1)
     system = []
     for p in range(1, 2 * terms, 2):
         half = (Fraction(1, 2**p) - 1) * bernoulli[p + 1]  # B_n(1/2) = (2^(1-n) - 1) B_n
@@ -64,6 +79,20 @@ def _gauss_legendre(nodes: int) -> tuple[tuple[float, float], ...]:
             x -= value / slope
         rule.append((x, 2 / ((1 - x * x) * slope**2)))
     return tuple(rule)
+
+
+_BERNOULLI = tuple(float(b) for b in _bernoulli(24))
+
+
+def _end_polynomials(taylor: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
+    """Row p has the coefficients of ``h^0, h^1, ...`` in E's coefficient of ``theta^p``; taylor = f^(m)(b) / m!."""
+    return tuple(
+        tuple(
+            (-1) ** r * taylor[r - 1] / r * math.comb(r, p) * _BERNOULLI[r - p] if r >= p else 0.0
+            for r in range(1, len(taylor) + 1)
+        )
+        for p in range(len(taylor) + 1)
+    )
 
 
 _NODES = _gauss_legendre(48)
@@ -151,32 +180,70 @@ def _smooth_sum(
     lower: float,
     upper: float,
 ) -> Tensor:
-    unit = kernel.scale * width
     before, last = (torch.clamp(b, lower - 1, upper) for b in kernel.bounds(center, width))
     first, count = _run(before, last, anchor, step)
-    short = count <= DIRECT
+    whole = lower == -math.inf and upper == math.inf
+    most = LONG if whole else LONG_TAIL
+    short = count <= most
 
     total = torch.zeros((), dtype=center.dtype, device=center.device)
-    for i in range(_longest(count)):
+    for i in range(_longest(count, most)):
         there = short & (i < count)
-        x = torch.where(there, (first + i * step - center) / unit, 0.0)
-        total = total + torch.where(there, kernel.function(x), 0.0)
-    if not _may_exceed(count):
+        x = torch.where(there, (first + i * step - center) / (kernel.scale * width), 0.0)
+        total = total + torch.where(there, _evaluate(kernel, x), 0.0)
+    if is_concrete(count) and bool(short.all()):
         return total
-
-    half = torch.where(short, 1.0, 0.5 * count * step / unit)
-    middle = torch.where(short, 0.0, (first + 0.5 * (count - 1) * step - center) / unit)
-    spacing = torch.where(short, 1.0, step / unit)
-    long = torch.zeros_like(middle)
-    for node, weight in _NODES:
-        long = long + weight * kernel.function(middle + node * half)
-    long = long * half / spacing
-    for i, coefficient in enumerate(_CORRECTIONS):
-        out = (i + 0.5) * spacing
-        for side in (1, -1):
-            end = middle + side * half
-            long = long + coefficient * (kernel.function(end + side * out) - kernel.function(end - side * out))
+    long = (_euler_maclaurin if whole else _quadrature)(kernel, center, width, first, count, step, short)
     return torch.where(short, total, long)
+
+
+def _euler_maclaurin(
+    kernel: Smooth, center: Tensor, width: Tensor, first: Tensor, count: Tensor, step: float, idle: Tensor
+) -> Tensor:
+    """The sum over the whole support; anything finite where ``idle``."""
+    reach = kernel.support * kernel.scale * width
+    h = step / (kernel.scale * width)
+    h_safe = torch.where(h.detach() * LONG > 2 * kernel.support, 0.0, h)  # few taps: not used, must not overflow
+    powers = [torch.ones_like(h_safe)]
+    for _ in kernel.taylor[1:]:
+        powers.append(powers[-1] * h_safe)
+    coefficients = [
+        sum(c * power for c, power in zip(row, powers, strict=True) if c != 0.0)
+        for row in _end_polynomials(kernel.taylor)
+    ]
+    total = kernel.integral / h
+    for theta in ((center + reach - first - (count - 1) * step) / step, (first - center + reach) / step):
+        theta = torch.where(idle, 0.0, theta)
+        end = torch.zeros_like(theta)
+        for coefficient in reversed(coefficients):
+            end = end * theta + coefficient
+        total = total + end
+    return total
+
+
+def _quadrature(
+    kernel: Smooth, center: Tensor, width: Tensor, first: Tensor, count: Tensor, step: float, idle: Tensor
+) -> Tensor:
+    """The sum over part of the support; anything finite where ``idle``."""
+    unit = kernel.scale * width
+    half = torch.where(idle, 0.0, 0.5 * count * step)
+    middle = torch.where(idle, center, first + 0.5 * (count - 1) * step)
+    total = torch.zeros_like(middle)
+    for node, weight in _NODES:
+        total = total + 0.5 * weight * count * kernel.function((middle + node * half - center) / unit)
+    for i, coefficient in enumerate(_CORRECTIONS):
+        out = (i + 0.5) * step
+        for side in (1, -1):
+            for factor, place in ((coefficient, half + out), (-coefficient, half - out)):
+                total = total + factor * kernel.function((middle + side * place - center) / unit)
+    return total
+
+
+def _evaluate(kernel: Smooth, x: Tensor) -> Tensor:
+    """The filter at ``x``; where what it leaves for the backward pass would be large, it is made again there."""
+    if x.requires_grad and x.numel() > _RECOMPUTE and is_concrete(x):
+        return cast(Tensor, checkpoint(kernel.function, x, use_reentrant=False))
+    return kernel.function(x)
 
 
 def is_concrete(*tensors: Tensor) -> bool:
@@ -186,11 +253,7 @@ def is_concrete(*tensors: Tensor) -> bool:
     return all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type != "meta" for t in tensors)
 
 
-def _longest(count: Tensor) -> int:
+def _longest(count: Tensor, most: int) -> int:
     if not is_concrete(count):
-        return DIRECT
-    return min(int(count.max()), DIRECT) if count.numel() else 0
-
-
-def _may_exceed(count: Tensor) -> bool:
-    return not is_concrete(count) or bool((count > DIRECT).any())
+        return most
+    return min(int(count.max()), most) if count.numel() else 0
