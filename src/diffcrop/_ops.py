@@ -170,7 +170,7 @@ class _DualCrop(_Crop):
     @staticmethod
     def jvp(ctx: Any, d_images: Tensor | None, d_boxes: Tensor | None, *_: None) -> Tensor | None:
         images, boxes, index = ctx.saved_tensors
-        parts = []
+        parts: list[Tensor | None] = []
         if d_images is not None:
             parts.append(crop(d_images, boxes, index, ctx.size, ctx.options.linear(), ctx.impl))
         if d_boxes is not None:
@@ -231,12 +231,12 @@ class _DualGradImages(_GradImages):
     def jvp(ctx: Any, d_grad: Tensor | None, d_boxes: Tensor | None, *_: None) -> Tensor | None:
         grad, boxes, index = ctx.saved_tensors
         layout = (ctx.image_shape, ctx.channels_last, ctx.options, ctx.impl)
-        parts = []
+        parts: list[Tensor | None] = []
         if d_grad is not None:
             parts.append(_DualGradImages.apply(d_grad, boxes, index, *layout))
         if d_boxes is not None:
             zeros = torch.zeros(ctx.image_shape, dtype=grad.dtype, device=grad.device)
-            parts.append(reference.second(grad, zeros, boxes, index, ctx.options, d_boxes)[1])
+            parts.append(reference.second(grad, zeros, boxes, index, ctx.options, d_boxes, (False, True, False))[1])
         return _sum(parts)
 
 
@@ -276,8 +276,8 @@ class _GradBoxes(Function):
         wanted = ctx.needs_input_grad[:3]
         if not any(wanted):
             return (None,) * 6
-        parts = reference.second(grad, images, boxes, index, ctx.options, cotangent)
-        return (*(p if w else None for p, w in zip(parts, wanted, strict=True)), None, None, None)
+        parts = reference.second(grad, images, boxes, index, ctx.options, cotangent, wanted)
+        return (*parts, None, None, None)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, grad, images, boxes, index, options, impl):
@@ -296,19 +296,20 @@ class _DualGradBoxes(_GradBoxes):
         ctx: Any, d_grad: Tensor | None, d_images: Tensor | None, d_boxes: Tensor | None, *_: None
     ) -> Tensor | None:
         grad, images, boxes, index = ctx.saved_tensors
-        parts = []
+        parts: list[Tensor | None] = []
         if d_grad is not None:
             parts.append(_DualGradBoxes.apply(d_grad, images, boxes, index, ctx.options, ctx.impl))
         if d_images is not None:
             parts.append(_DualGradBoxes.apply(grad, d_images, boxes, index, ctx.options.linear(), ctx.impl))
         if d_boxes is not None:
             # The Hessian by the box is symmetric: its product with d_boxes is the derivative of <grad, tangent>.
-            parts.append(reference.second(grad, images, boxes, index, ctx.options, d_boxes)[2])
+            parts.append(reference.second(grad, images, boxes, index, ctx.options, d_boxes, (False, False, True))[2])
         return _sum(parts)
 
 
-def _sum(parts: list[Tensor]) -> Tensor | None:
-    return sum(parts[1:], parts[0]) if parts else None
+def _sum(parts: Sequence[Tensor | None]) -> Tensor | None:
+    there = [part for part in parts if part is not None]
+    return sum(there[1:], there[0]) if there else None
 
 
 def _leading(tensor: Tensor, dim: int | None, n: int) -> Tensor:

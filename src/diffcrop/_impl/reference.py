@@ -141,34 +141,60 @@ def tangent(
 
 
 def second(
-    grad: Tensor, images: Tensor, boxes: Tensor, index: Tensor | None, options: Options, d_boxes: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Derivatives of ``phi = <grad, tangent(d_boxes)>`` by ``grad`` (the tangent itself), the images and the boxes.
+    grad: Tensor,
+    images: Tensor,
+    boxes: Tensor,
+    index: Tensor | None,
+    options: Options,
+    d_boxes: Tensor,
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """Derivatives of ``phi = <grad, tangent(d_boxes)>`` by grad (the tangent itself), the images and the boxes.
 
     phi is bilinear in grad and d_boxes, so this is at once the backward of `grad_boxes` (with ``d_boxes`` its
-    cotangent) and its forward-mode derivative along the boxes.
+    cotangent) and its forward-mode derivative along the boxes. What is not ``wanted`` is None.
     """
     size = grad.shape[2:]
+    images = images if images.is_floating_point() else images.to(grad.dtype)
     tensors = (grad, images, boxes, d_boxes)
     differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     steps = None if differentiated else _steps(images.shape, boxes, index, size)
     if steps is None:
+        parts = _second(grad, images, boxes, index, options, d_boxes, wanted, differentiated)
+        return [part if want else None for part, want in zip(parts, wanted, strict=True)]
 
-        def function(i: Tensor, b: Tensor) -> Tensor:
-            return tangent(i, b, index, size, options, d_boxes)
-
-        out, (by_images, by_boxes) = _vjp(function, [images, boxes], grad, differentiated)
-        return out, by_images, by_boxes
-
-    out, by_images, by_boxes = torch.empty_like(grad), torch.zeros_like(images), torch.empty_like(boxes)
+    by_grad = torch.empty_like(grad) if wanted[0] else None
+    by_images = torch.zeros_like(images, dtype=sum_dtype(images.dtype)) if wanted[1] else None
+    by_boxes = torch.empty_like(boxes) if wanted[2] else None
     for r, b, i in steps:
+        part = _second(grad[r], images[b], boxes[r], i, options, d_boxes[r], wanted, False)
+        if by_grad is not None:
+            by_grad[r] = part[0]
+        if by_images is not None:
+            by_images[b] += part[1]
+        if by_boxes is not None:
+            by_boxes[r] = part[2]
+    return [by_grad, None if by_images is None else by_images.to(images.dtype), by_boxes]
 
-        def one(image: Tensor, box: Tensor, r: slice = r, i: Tensor | None = i) -> Tensor:
-            return tangent(image, box, i, size, options, d_boxes[r])
 
-        out[r], (part, by_boxes[r]) = _vjp(one, [images[b], boxes[r]], grad[r], False)
-        by_images[b] += part
-    return out, by_images, by_boxes
+def _second(
+    grad: Tensor,
+    images: Tensor,
+    boxes: Tensor,
+    index: Tensor | None,
+    options: Options,
+    d_boxes: Tensor,
+    wanted: Sequence[bool],
+    create_graph: bool,
+) -> list[Tensor]:
+    def function(i: Tensor, b: Tensor) -> Tensor:
+        return tangent(i, b, index, grad.shape[2:], options, d_boxes)
+
+    if wanted[1]:
+        value, grads = _vjp(function, [images, boxes], grad, create_graph)
+        return [value, *grads]
+    value, grads = _vjp(lambda b: function(images, b), [boxes], grad, create_graph)
+    return [value, value, *grads]
 
 
 def _vjp(
