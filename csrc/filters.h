@@ -336,7 +336,8 @@ class Smooth {
     }
     for (const double side : {1.0, -1.0}) {
       const double end = side > 0 ? first + (count - 1) * step : first;
-      const double theta = (side * (c - end) + reach(w)) / step;
+      // In [0, 1] but for the rounding of positions too large to tell one pixel from the next.
+      const double theta = std::clamp((side * (c - end) + reach(w)) / step, 0.0, 1.0);
       double value = 0, by_theta = 0, slope = 0;
       for (int p = kTerms; p >= 0; --p) {
         by_theta = by_theta * theta + value;

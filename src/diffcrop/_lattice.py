@@ -213,7 +213,8 @@ def _euler_maclaurin(
     ]
     total = kernel.integral / h
     for theta in ((center + reach - first - (count - 1) * step) / step, (first - center + reach) / step):
-        theta = torch.where(idle, 0.0, theta)
+        # In [0, 1] but for the rounding of positions too large to tell one pixel from the next.
+        theta = torch.where(idle, 0.0, torch.clamp(theta, 0.0, 1.0))
         end = torch.zeros_like(theta)
         for coefficient in reversed(coefficients):
             end = end * theta + coefficient
