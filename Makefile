@@ -4,6 +4,8 @@ TORCH ?= torch==2.13.0
 # For example PIP_ARGS="--index-url ..." to take the small CPU build of torch on Linux.
 PIP_ARGS ?=
 DEMO_OUT ?= demo-out
+# Test processes.
+JOBS ?= 2
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
@@ -36,10 +38,10 @@ demo: venv ## recover a crop box by gradient descent, with pictures in demo-out/
 	$(BIN)/diffcrop demo -o $(DEMO_OUT)
 
 test: venv ## the tests, without those marked slow
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
 
 test-slow: venv ## only the tests marked slow
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n $(JOBS) -m slow
 
 check: venv ## ruff, pyright and clang-format, changing nothing
 	$(BIN)/ruff check

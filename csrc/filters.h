@@ -48,6 +48,19 @@ inline Run run_of(const Lattice& lattice, double before, double last) {
   return {lattice.anchor + m * lattice.step, std::max(count, 0.0)};
 }
 
+// The floor of a + b + c that is not rounded: what c + 1 rounds away decides on which side of a pixel it lies. Knuth's
+// two-sum gives the rounding error of each addition exactly.
+inline double exact_floor(double a, double b, double c = 0) {
+  const auto two_sum = [](double x, double y, double& error) {
+    const double sum = x + y, virtual_y = sum - x;
+    error += (x - (sum - virtual_y)) + (y - virtual_y);
+    return sum;
+  };
+  double error = 0;
+  const double total = two_sum(two_sum(a, b, error), c, error), whole = std::nearbyint(total);
+  return whole - ((total - whole) + error < 0 ? 1 : 0);
+}
+
 // c0 + c1 x + c2 x^2 + c3 x^3 for start < x <= stop.
 struct Piece {
   int start, stop;
@@ -106,8 +119,8 @@ class Polynomial {
   bool normalized(double w) const { return w == 1; }
 
  private:
-  // floor(c + a w); at width 1 floor(c) + a, because c + a may round up to an integer that c lies below.
-  static double knot(int a, double c, double w) { return w == 1 ? std::floor(c) + a : std::floor(c + a * w); }
+  // a w is exact: the breakpoints are 0, 1 and 2.
+  static double knot(int a, double c, double w) { return exact_floor(c, a * w); }
 
   std::vector<Piece> pieces_;
 };
@@ -145,8 +158,8 @@ class Area {
     double position, pixel;  // the pixel to the right of it
   };
   static std::pair<Edge, Edge> edges(double c, double w) {
-    const double left = c + 0.5 - 0.5 * w, right = left + w, pixel = std::floor(left);
-    return {{left, pixel}, {right, w == 1 ? pixel + 1 : std::floor(right)}};
+    const double half = 0.5 * w;
+    return {{c + 0.5 - half, exact_floor(c, -half, 0.5)}, {c + 0.5 + half, exact_floor(c, half, 0.5)}};
   }
   // The edge moves with the position and, by `spread`, with the width.
   static Weight part(const Edge& edge, double k, double spread) {
@@ -178,7 +191,7 @@ inline std::pair<double, double> sinc(double x) {
     return {value, slope * x};
   }
   // The argument is reduced to the nearest integer first, which makes the zeros exact.
-  const double nearest = std::nearbyint(x), sign = std::fmod(nearest, 2) == 0 ? 1 : -1;
+  const double nearest = std::nearbyint(x), sign = static_cast<int64_t>(nearest) % 2 == 0 ? 1 : -1;
   const double value = sign * std::sin(M_PI * (x - nearest)) / (M_PI * x);
   return {value, (sign * std::cos(M_PI * (x - nearest)) - value) / x};
 }
@@ -323,17 +336,26 @@ class Smooth {
   // More taps than this are not added one by one: over the whole support, and where the sum ends inside of it.
   static constexpr double kLong = 24, kLongTail = 96;
 
+  // Coefficients of theta^p in E, for one spacing: all outputs of an axis share it.
+  struct Ends {
+    double h = 0;
+    std::array<double, kTerms + 1> coefficient{}, by_h{};
+    Ends() = default;
+    explicit Ends(double spacing) : h(spacing) {
+      const auto& table = end_polynomials<F>();
+      for (int p = 0; p <= kTerms; ++p)
+        for (int r = kTerms - 1; r >= 0; --r) {
+          by_h[p] = by_h[p] * h + coefficient[p];
+          coefficient[p] = coefficient[p] * h + table[p][r];
+        }
+    }
+  };
+
   // integral / h + E(theta) at both ends, theta the distance from the end to the nearest tap within over the step.
   Weight euler_maclaurin(double c, double w, double first, double count, double step) const {
     const double h = step / (scale_ * w), reach_slope = F::support * scale_ / step;
     Weight total{F::integral / h, 0, F::integral * scale_ / step};
-    const auto& table = end_polynomials<F>();
-    std::array<double, kTerms + 1> coefficient, by_h;  // of theta^p
-    for (int p = 0; p <= kTerms; ++p) {
-      double value = 0, slope = 0;
-      for (int r = kTerms - 1; r >= 0; --r) slope = slope * h + value, value = value * h + table[p][r];
-      coefficient[p] = value, by_h[p] = slope;
-    }
+    if (h != ends_.h) ends_ = Ends(h);
     for (const double side : {1.0, -1.0}) {
       const double end = side > 0 ? first + (count - 1) * step : first;
       // In [0, 1] but for the rounding of positions too large to tell one pixel from the next.
@@ -341,8 +363,8 @@ class Smooth {
       double value = 0, by_theta = 0, slope = 0;
       for (int p = kTerms; p >= 0; --p) {
         by_theta = by_theta * theta + value;
-        value = value * theta + coefficient[p];
-        slope = slope * theta + by_h[p];
+        value = value * theta + ends_.coefficient[p];
+        slope = slope * theta + ends_.by_h[p];
       }
       total += {value, by_theta * side / step, by_theta * reach_slope - slope * h / w};
     }
@@ -377,6 +399,7 @@ class Smooth {
   }
 
   double scale_;
+  mutable Ends ends_;  // a filter belongs to one plan, and a plan to one thread
 };
 
 }  // namespace diffcrop

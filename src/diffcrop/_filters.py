@@ -10,8 +10,8 @@ lattice of pixels are formed:
 quadrature
   with end corrections (`_lattice`).
 
-Which piece a tap belongs to is decided by integers (`Polynomial.breaks`), never by comparing ``(k - c) / width``
-with a breakpoint: rounding would put a tap into two pieces or none, and the derivative, which jumps there, would be
+Which piece a tap belongs to is decided by integers (`exact_floor`), never by comparing ``(k - c) / width`` with a
+breakpoint: rounding would put a tap into two pieces or none, and the derivative, which jumps there, would be
 wrong. Intervals are open on the left and closed on the right in ``k``, which makes every derivative the right-hand one
 in ``c``.
 """
@@ -61,14 +61,10 @@ class Polynomial:
         return self.pieces[-1].stop
 
     def breaks(self, center: Tensor, width: Tensor) -> list[Tensor]:
-        """The last integer of each interval that ends at a breakpoint: ``floor(c + a * width)``.
-
-        At width 1 this is ``floor(c) + a``: ``c + a`` may round up to an integer that ``c`` lies below.
-        """
+        """The last integer of each interval that ends at a breakpoint: the floor of ``c + a * width``."""
         center, width = center.detach(), width.detach()
-        knots = [piece.start for piece in self.pieces] + [self.support]
-        whole = torch.floor(center)
-        return [torch.where(width == 1, whole + a, torch.floor(center + a * width)) for a in knots]
+        # a * width is exact: the breakpoints are 0, 1 and 2.
+        return [exact_floor(center, a * width) for a in [piece.start for piece in self.pieces] + [self.support]]
 
     def values(self, k: Tensor, center: Tensor, width: Tensor) -> Tensor:
         """Unnormalised weights of the pixels ``k``, broadcast against ``center`` and ``width``."""
@@ -88,13 +84,10 @@ class Area:
 
     def edges(self, center: Tensor, width: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Both edges of the footprint, each with the pixel that lies to the right of it."""
-        left = center + 0.5 - 0.5 * width
-        right = left + width
-        pixel = torch.floor(left.detach())
-        # At width 1 the right edge lies in the next pixel, also where `left + 1` rounds up: the triangle filter.
+        c, half = center.detach(), 0.5 * width.detach()
         return [
-            (left, pixel),
-            (right, torch.where(width.detach() == 1, pixel + 1, torch.floor(right.detach()))),
+            (center + 0.5 - 0.5 * width, exact_floor(c, -half, 0.5)),
+            (center + 0.5 + 0.5 * width, exact_floor(c, half, 0.5)),
         ]
 
     def values(self, k: Tensor, center: Tensor, width: Tensor) -> Tensor:
@@ -130,6 +123,21 @@ class Smooth:
 
 
 Filter = Polynomial | Area | Smooth
+
+
+def exact_floor(first: Tensor, *others: Tensor | float) -> Tensor:
+    """The floor of the sum that is not rounded: what ``c + 1`` rounds away decides on which side of a pixel it lies.
+
+    Knuth's two-sum gives the rounding error of each addition exactly.
+    """
+    total, error = first, torch.zeros_like(first)
+    for other in others:
+        rounded = total + other
+        virtual = rounded - total
+        error = error + ((total - (rounded - virtual)) + (other - virtual))
+        total = rounded
+    whole = torch.round(total)
+    return whole - ((total - whole) + error < 0).to(whole.dtype)
 
 
 def triangle() -> Polynomial:

@@ -186,11 +186,16 @@ def _smooth_sum(
     most = LONG if whole else LONG_TAIL
     short = count <= most
 
+    taps = _longest(count, most)
+    # As many at a time as keeps the intermediates small; a loop over single taps would be slow where all are few.
+    together = max(1, _RECOMPUTE // max(count.numel(), 1))
     total = torch.zeros((), dtype=center.dtype, device=center.device)
-    for i in range(_longest(count, most)):
+    for start in range(0, taps, together):
+        i = torch.arange(start, min(start + together, taps), dtype=center.dtype, device=center.device)
+        i = i.view(-1, *[1] * short.ndim)
         there = short & (i < count)
-        x = torch.where(there, (first + i * step - center) / (kernel.scale * width), 0.0)
-        total = total + torch.where(there, _evaluate(kernel, x), 0.0)
+        x = (first + i * step - center) / (kernel.scale * width)
+        total = total + torch.where(there, _evaluate(kernel, torch.where(there, x, 0.0)), 0.0).sum(0)
     if is_concrete(count) and bool(short.all()):
         return total
     long = (_euler_maclaurin if whole else _quadrature)(kernel, center, width, first, count, step, short)
