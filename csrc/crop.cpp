@@ -54,6 +54,8 @@ void parallel(int64_t n, int64_t grain, const F& f) {
   });
 }
 
+// Beyond this a box counts as infinite: its squares and products must not overflow.
+constexpr double kFarthest = 1e100;
 // Multiply-adds that are worth waking another thread for.
 constexpr int64_t kGrain = 1 << 15;
 // Boxes that are planned and cropped together: bounds the memory of the plans, whatever the number of boxes.
@@ -125,8 +127,8 @@ class Boxes {
     const double x0 = at(r, 0), y0 = at(r, 1), x1 = at(r, 2), y1 = at(r, 3);
     BoxPlan<A> plan;
     plan.image = image(r);
-    // A corner that is infinite or NaN makes the extent so too.
-    plan.valid = std::isfinite(x1 - x0) && std::isfinite(y1 - y0) && plan.image >= 0 && plan.image < images_;
+    const auto sound = [](double corner) { return std::abs(corner) <= kFarthest; };  // NaN is not
+    plan.valid = sound(x0) && sound(y0) && sound(x1) && sound(y1) && plan.image >= 0 && plan.image < images_;
     if (!plan.valid) return plan;
     plan.y = plan_axis<A>(y0, y1, size[0], pixels[0], options, derivatives);
     plan.x = plan_axis<A>(x0, x1, size[1], pixels[1], options, derivatives);
@@ -413,6 +415,8 @@ void check_images(const Tensor& images, const Sizes& size) {
   require(images.dim() == 4 && images.size(2) > 0 && images.size(3) > 0,
           "images must have shape (B, C, H, W), not empty");
   require(size.size() == 2 && size[0] > 0 && size[1] > 0, "size must be (h, w), at least 1");
+  // Runs of pixels are held in 32 bits.
+  require(std::max({images.size(2), images.size(3), size[0], size[1]}) < (int64_t{1} << 31), "axes must be below 2^31");
 }
 
 Tensor crop(const Tensor& images, const Tensor& boxes_tensor, const OptionalTensor& index, const Sizes& size,

@@ -61,6 +61,16 @@ inline double exact_floor(double a, double b, double c = 0) {
   return whole - ((total - whole) + error < 0 ? 1 : 0);
 }
 
+// Positions this close to a kink, in parts of their size, count as on it; a reduction this close above 1 counts as 1.
+constexpr double kSlack = 0x1p-48;
+
+// Positions as sides are taken from them. A box of thirds puts c an ulp off the pixel that is meant, and a reduction of
+// 3 an ulp off 3, where kinks of two taps that should coincide lie an ulp apart, with a derivative of neither side
+// between.
+inline double snapped(double c, double w) {
+  return c + kSlack * (1 + std::abs(c) + w);
+}
+
 // c0 + c1 x + c2 x^2 + c3 x^3 for start < x <= stop.
 struct Piece {
   int start, stop;
@@ -120,7 +130,7 @@ class Polynomial {
 
  private:
   // a w is exact: the breakpoints are 0, 1 and 2.
-  static double knot(int a, double c, double w) { return exact_floor(c, a * w); }
+  static double knot(int a, double c, double w) { return exact_floor(snapped(c, w), a * w); }
 
   std::vector<Piece> pieces_;
 };
@@ -158,8 +168,8 @@ class Area {
     double position, pixel;  // the pixel to the right of it
   };
   static std::pair<Edge, Edge> edges(double c, double w) {
-    const double half = 0.5 * w;
-    return {{c + 0.5 - half, exact_floor(c, -half, 0.5)}, {c + 0.5 + half, exact_floor(c, half, 0.5)}};
+    const double half = 0.5 * w, near = snapped(c, w);
+    return {{c + 0.5 - half, exact_floor(near, -half, 0.5)}, {c + 0.5 + half, exact_floor(near, half, 0.5)}};
   }
   // The edge moves with the position and, by `spread`, with the width.
   static Weight part(const Edge& edge, double k, double spread) {

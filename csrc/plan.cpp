@@ -255,7 +255,7 @@ AxisPlan<A> plan_axis(double lo, double hi, int64_t outputs, int64_t pixels, con
   plan.outputs = outputs, plan.pixels = pixels;
   plan.offset.push_back(0);
   Sampling sampling = sample(lo, hi, outputs, options.align_corners);
-  const bool widening = options.antialias && options.mode != Mode::nearest && sampling.reduction > 1;
+  const bool widening = options.antialias && options.mode != Mode::nearest && sampling.reduction > 1 + kSlack;
   const double width = widening ? sampling.reduction : 1;
   plan.width_slope = widening ? sampling.slope : 0;
   plan.fraction = std::move(sampling.fraction);

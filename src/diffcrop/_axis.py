@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._filters import Filter, Polynomial, get, reach
+from ._filters import SLACK, Filter, Polynomial, get, reach
 from ._lattice import lattice_sum
 from ._options import Options
 
@@ -36,17 +36,19 @@ def weights(
     """The matrix W (..., n, pixels), or its columns ``band[0]:band[1]``, which must hold all that is not zero.
 
     ``lo`` and ``hi`` (...) are finite pixel coordinates. Differentiable to every order in both; the derivative at a
-    kink is the right-hand one in the sampling position, and the width's is 0 up to a reduction of 1.
+    kink is the right-hand one in the sampling position, and the width's is 0 up to a reduction of 1 (both to
+    within `SLACK`).
     """
     center, reduction = sampling(lo, hi, n, options.align_corners)
     if options.align_corners and pixels == 1:
-        return torch.ones_like(center)[..., None]
+        return (1 + 0 * center)[..., None]  # a gradient of zero, not none
     k = torch.arange(*(band or (0, pixels)), dtype=lo.dtype, device=lo.device)
     if options.mode == "nearest":
         pixel, inside = nearest(center, pixels, options)
         return ((k == pixel[..., None]) & inside[..., None]).to(lo.dtype)
 
-    width = torch.where(reduction.detach() > 1, reduction, 1.0) if options.antialias else torch.ones_like(reduction)
+    widens = options.antialias & (reduction.detach() > 1 + SLACK)
+    width = torch.where(widens, reduction, 1.0)
     center = _bring_near(center, width, pixels, options)
     kernel = get(options.mode, options.antialias, options.sigma)
     taps = _folded(kernel, k, center[..., None], width[..., None], pixels, options)

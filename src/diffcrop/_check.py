@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from diffcrop import _boxes
+from diffcrop._context import is_concrete
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
@@ -39,11 +40,9 @@ def may_look(*tensors: Tensor) -> bool:
     """Whether values may be read: plain CPU tensors, eager, no ``torch.func`` transform, no tracer."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return False
-    # There is no public way to ask for these two.
-    transforms = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
-    if transforms is not None or _get_current_dispatch_mode_stack():
+    if _get_current_dispatch_mode_stack():  # there is no public way to ask for these
         return False
-    return all(t.device.type == "cpu" and type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+    return is_concrete(*tensors) and all(t.device.type == "cpu" for t in tensors)
 
 
 def choice(value: Any, name: str, allowed: Sequence[str], hints: dict[str, str] | None = None) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _check
-from ._filters import DEFAULT_SIGMA, MIN_SIGMA, MODES
+from ._filters import DEFAULT_SIGMA, MAX_SIGMA, MIN_SIGMA, MODES
 from ._options import PADDING_MODES, Options
 
 _MODE_HINTS = {
@@ -35,6 +36,8 @@ _IMAGE_SHAPES = {
     2: "(C, H, W) or (B, C, H, W)",
     3: "(C, D, H, W) or (B, C, D, H, W)",
 }
+# Runs of pixels are held in 32 bits.
+LONGEST = 2**31
 _FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _WHOLE = (
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
@@ -69,6 +72,10 @@ def image(value: Any, axes: int, name: str = "images", batched: bool | None = No
         )
     if any(n == 0 for n in value.shape[-axes:]):
         raise ValueError(f"{name} must have at least one pixel along every axis, got {_check.describe(value)}")
+    if any(n >= LONGEST for n in value.shape[-axes:]):
+        raise ValueError(f"{name} must have fewer than 2**31 pixels along every axis, got {_check.describe(value)}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}; convert it with {name}.to_dense()")
     return value
 
 
@@ -92,12 +99,15 @@ def image_list(value: Sequence[Any], axes: int) -> list[Tensor]:
     return tensors
 
 
-def box_list(value: Sequence[Any], count: int) -> int:
+def box_list(value: Sequence[Any]) -> int:
     """One tensor (K_b, 2A) per image. Returns A."""
-    if len(value) != count:
-        raise ValueError(f"a list of boxes must have one tensor per image, got {len(value)} for {count} images")
     if not value:
         raise ValueError("boxes must not be an empty list; zero boxes of an image are a tensor of shape (0, 4)")
+    if all(isinstance(v, numbers.Real) for v in value):
+        raise TypeError(
+            f"boxes must be a tensor, or a list of one tensor per image, got {_check.describe(value)}; "
+            "convert it with torch.as_tensor(boxes, dtype=torch.float32)"
+        )
     axes = _check.boxes(value[0], name="boxes[0]")
     for i, t in enumerate(value):
         _check.boxes(t, axes, f"boxes[{i}]")
@@ -109,6 +119,11 @@ def box_list(value: Sequence[Any], count: int) -> int:
                 f"{value[0].dtype} on {value[0].device} for boxes[0]"
             )
     return axes
+
+
+def box_count(value: Sequence[Any], count: int) -> None:
+    if len(value) != count:
+        raise ValueError(f"a list of boxes must have one tensor per image, got {len(value)} for {count} images")
 
 
 def same_device(images: Tensor, boxes: Tensor, batch_index: Tensor | None) -> None:
@@ -140,7 +155,10 @@ def batch_index(value: Any, boxes: Tensor, count: int) -> Tensor:
             f"got {tuple(value.shape)} and {tuple(boxes.shape)}"
         )
     if _check.may_look(value) and value.numel():
-        low, high = int(value.min()), int(value.max())
+        whole = value.to(torch.int64)  # some unsigned dtypes have no minimum
+        low, high = int(whole.min()), int(whole.max())
+        if count == 0:
+            raise ValueError(f"batch_index names images, but there are none, got {_check.describe(value)}")
         if low < 0 or high >= count:
             wrong = low if low < 0 else high
             raise ValueError(
@@ -212,10 +230,10 @@ def _sigma(value: Any, mode: str) -> float:
         raise ValueError(f"sigma belongs to mode='gaussian', got sigma={value!r} with mode={mode!r}; leave it out")
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"sigma must be a number, got {_check.describe(value)}")
-    if not MIN_SIGMA <= float(value) < math.inf:
+    if not MIN_SIGMA <= float(value) <= MAX_SIGMA:
         raise ValueError(
-            f"sigma must be finite and at least {MIN_SIGMA} (a narrower Gaussian misses every pixel of some outputs), "
-            f"got {value!r}"
+            f"sigma must be at least {MIN_SIGMA} (a narrower Gaussian misses every pixel of some outputs) "
+            f"and at most {MAX_SIGMA:g}, got {value!r}"
         )
     return float(value)
 
@@ -256,9 +274,15 @@ def _fill(value: Any, padding_mode: str, mode: str, channels: int | None, dtype:
 
 def differentiable(boxes: Tensor, mode: str) -> None:
     """Nearest has no gradient by the box; None without a word would be worse than an error."""
-    if mode == "nearest" and boxes.requires_grad and torch.is_grad_enabled():
+    if mode != "nearest":
+        return
+    dual = not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+    if (boxes.requires_grad and torch.is_grad_enabled()) or (
+        dual and forward_ad.unpack_dual(boxes).tangent is not None
+    ):
         raise ValueError(
-            "mode='nearest' has no gradient by the box, but boxes requires grad; use boxes.detach(), or another mode"
+            "mode='nearest' has no gradient by the box, but boxes requires grad or has a tangent; "
+            "use boxes.detach(), or another mode"
         )
 
 

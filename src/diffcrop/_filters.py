@@ -30,7 +30,10 @@ DEFAULT_SIGMA = 0.5
 # Below this the cut Gaussian (6 sigma) is narrower than the distance from a point to its nearest pixel centre (1/2),
 # so that some outputs would have no tap at all.
 MIN_SIGMA = 0.1
+MAX_SIGMA = 1e6
 GAUSSIAN_CUT = 6.0
+# Positions this close to a kink, in parts of their size, count as on it; a reduction this close above 1 counts as 1.
+SLACK = 2.0**-48
 _AT_CUT = math.exp(-0.5 * GAUSSIAN_CUT**2)
 
 
@@ -62,9 +65,9 @@ class Polynomial:
 
     def breaks(self, center: Tensor, width: Tensor) -> list[Tensor]:
         """The last integer of each interval that ends at a breakpoint: the floor of ``c + a * width``."""
-        center, width = center.detach(), width.detach()
+        c, width = snapped(center, width), width.detach()
         # a * width is exact: the breakpoints are 0, 1 and 2.
-        return [exact_floor(center, a * width) for a in [piece.start for piece in self.pieces] + [self.support]]
+        return [exact_floor(c, a * width) for a in [piece.start for piece in self.pieces] + [self.support]]
 
     def values(self, k: Tensor, center: Tensor, width: Tensor) -> Tensor:
         """Unnormalised weights of the pixels ``k``, broadcast against ``center`` and ``width``."""
@@ -84,7 +87,7 @@ class Area:
 
     def edges(self, center: Tensor, width: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Both edges of the footprint, each with the pixel that lies to the right of it."""
-        c, half = center.detach(), 0.5 * width.detach()
+        c, half = snapped(center, width), 0.5 * width.detach()
         return [
             (center + 0.5 - 0.5 * width, exact_floor(c, -half, 0.5)),
             (center + 0.5 + 0.5 * width, exact_floor(c, half, 0.5)),
@@ -128,7 +131,7 @@ Filter = Polynomial | Area | Smooth
 def exact_floor(first: Tensor, *others: Tensor | float) -> Tensor:
     """The floor of the sum that is not rounded: what ``c + 1`` rounds away decides on which side of a pixel it lies.
 
-    Knuth's two-sum gives the rounding error of each addition exactly.
+    All breakpoints of one output must agree on it. Knuth's two-sum gives the rounding error of each addition exactly.
     """
     total, error = first, torch.zeros_like(first)
     for other in others:
@@ -138,6 +141,16 @@ def exact_floor(first: Tensor, *others: Tensor | float) -> Tensor:
         total = rounded
     whole = torch.round(total)
     return whole - ((total - whole) + error < 0).to(whole.dtype)
+
+
+def snapped(center: Tensor, width: Tensor) -> Tensor:
+    """Positions as sides are taken from them: moved right by `SLACK`.
+
+    A box of thirds puts c an ulp off the pixel that is meant, and a reduction of 3 an ulp off 3, where the kinks of two
+    taps that should coincide lie an ulp apart and the derivative between them is that of neither side.
+    """
+    center, width = center.detach(), width.detach()
+    return center + SLACK * (1 + center.abs() + width)
 
 
 def triangle() -> Polynomial:

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ._context import is_concrete
 from ._filters import Area, Filter, Polynomial, Smooth
 
 # More taps than this are not added one by one: over the whole support, and where the sum ends inside of it.
@@ -250,13 +251,6 @@ def _evaluate(kernel: Smooth, x: Tensor) -> Tensor:
     if x.requires_grad and x.numel() > _RECOMPUTE and is_concrete(x):
         return cast(Tensor, checkpoint(kernel.function, x, use_reentrant=False))
     return kernel.function(x)
-
-
-def is_concrete(*tensors: Tensor) -> bool:
-    """Whether values may be looked at: ordinary eager tensors, not under a compiler, a transform or a fake mode."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    return all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type != "meta" for t in tensors)
 
 
 def _longest(count: Tensor, most: int) -> int:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from ._context import batched, in_full_precision, in_transform, jvp_levels
 from ._impl import cpu, reference
 from ._options import Options, result_dtype
 
@@ -71,14 +72,19 @@ def crop(
 
     Box r reads image ``index[r]``, or ``r // (R / B)`` where index is None.
     """
-    if impl == "reference" and _traced(images, boxes):
-        return reference.crop(images, boxes, index, size, options)
+    if _beyond_functions() or (impl == "reference" and _traced(images, boxes)):
+        result = reference.crop(images, boxes, index, size, options)
+        # vmap has no memory formats; there the layout is left to the reference.
+        if is_channels_last(images) and not batched():
+            return result.contiguous(memory_format=torch.channels_last)
+        return result
     if not _differentiated(images, boxes):
         return _forward(images, boxes, index, size, options, impl)
     function = _Crop if torch.compiler.is_compiling() else _DualCrop
     return function.apply(images, boxes, index, size, options, impl)
 
 
+@in_full_precision
 def jacobian(
     images: Tensor, boxes: Tensor, index: Tensor | None, size: tuple[int, ...], options: Options, impl: str
 ) -> Tensor:
@@ -103,13 +109,24 @@ def _traced(*tensors: Tensor) -> bool:
     """Where the reference is best left to whatever differentiates or records plain PyTorch."""
     from torch._subclasses.fake_tensor import FakeTensor
 
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or in_transform():
         return True
     return any(isinstance(t, FakeTensor) or t.device.type == "meta" for t in tensors)
 
 
+def _beyond_functions() -> bool:
+    """Where PyTorch would drop derivatives of an `autograd.Function` without a word, so that plain PyTorch must serve.
+
+    These are transforms under the compiler and forward mode over forward mode; derivatives of higher order run through
+    the reference anyway.
+    """
+    if torch.compiler.is_compiling():
+        return in_transform() or forward_ad._current_level >= 0
+    return in_transform() and jvp_levels() > 1
+
+
 def _differentiated(*tensors: Tensor) -> bool:
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if in_transform() or forward_ad._current_level >= 0:
         return True
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
@@ -324,7 +341,7 @@ def _batched_index(
     if index is None:
         if not shared or count == 1:
             return None
-        return (torch.arange(rows, device=device) // max(rows // count, 1)).repeat(n)
+        return (torch.arange(rows, device=device) // max(rows // max(count, 1), 1)).repeat(n)
     index = _leading(index, dim, n)
     if not shared:
         known = (index >= 0) & (index < count)

@@ -22,8 +22,8 @@ class Crop(nn.Module):
     r"""`diffcrop.crop` with its options fixed: ``forward(images, boxes, batch_index=None)``.
 
     The options are those of `diffcrop.crop`, where they are explained. They are checked here, when the module is made,
-    except for what only the images can tell: that a per-channel ``fill`` fits their channels, and that
-    ``impl="triton"`` finds a GPU. The module has no parameters and nothing in its ``state_dict``.
+    except for what only the images can tell: that a per-channel ``fill`` fits their channels. The module has no
+    parameters and nothing in its ``state_dict``.
 
     >>> import torch
     >>> from diffcrop.nn import Crop
@@ -81,10 +81,7 @@ class Crop(nn.Module):
         channels = len(self.fill) if isinstance(self.fill, Sequence) else 1
         images = torch.zeros(channels, *(1,) * axes, device="cpu", dtype=torch.float32)
         boxes = torch.zeros(0, 2 * axes, device="cpu", dtype=torch.float32)
-        options = self._options()
-        if self.impl == "triton":
-            options["impl"] = None  # it would ask for tensors on a GPU
-        diffcrop.crop(images, boxes, self.size, **options)
+        diffcrop.crop(images, boxes, self.size, **self._options())
 
 
 _OPTIONS = tuple(name for name in inspect.signature(Crop.__init__).parameters if name not in ("self", "size"))

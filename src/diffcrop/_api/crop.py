@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffcrop import _boxes, _check, _check_crop, _ops
+from diffcrop._context import full_precision
 from diffcrop._options import Options
 
 
@@ -210,7 +211,8 @@ def crop_with_jacobian(
         origin = torch.zeros_like(unit[0])
         shape = call.images.shape[2:]
         linear = _boxes.to_pixel(unit, shape, **convention) - _boxes.to_pixel(origin, shape, **convention)
-        jacobian = jacobian @ linear.T.to(jacobian.dtype)
+        # A matrix product would be rounded under autocast.
+        jacobian = (jacobian.unsqueeze(-2) * linear.to(jacobian.dtype)).sum(-1).to(jacobian.dtype)
     return CropWithJacobian(
         value.reshape(*call.leading, *value.shape[1:]), jacobian.reshape(*call.leading, *jacobian.shape[1:])
     )
@@ -250,7 +252,7 @@ def coverage(
         (..., h, w) in the boxes' dtype, differentiable in the boxes (not for ``mode="nearest"``).
 
     >>> import torch, diffcrop
-    >>> diffcrop.coverage(torch.tensor([-2.0, 0.0, 2.0, 4.0]), (1, 4), 4)
+    >>> diffcrop.coverage(torch.tensor([-2.0, 1.0, 2.0, 2.0]), (1, 4), 4)
     tensor([[0., 0., 1., 1.]])
 
     """
@@ -293,9 +295,7 @@ def _prepare(
 ) -> _Call:
     """Check everything, then bring images to (B, C, *spatial) and boxes to (R, 2A) in pixel corners."""
     listed = isinstance(boxes, (list, tuple))
-    if listed and not isinstance(images, torch.Tensor):
-        raise TypeError(f"images must be a tensor or a list of tensors, got {_check.describe(images)}")
-    axes = _check_crop.box_list(boxes, images.shape[0]) if listed else _check.boxes(boxes)
+    axes = _check_crop.box_list(boxes) if listed else _check.boxes(boxes)
     _check_crop.image(images, axes)
     batch = images.shape[0] if images.ndim == axes + 2 else None
     size = _check.size(size, axes)
@@ -311,6 +311,7 @@ def _prepare(
     if listed:
         if batch is None:
             raise ValueError(f"a list of boxes needs a batch of images, got images of shape {tuple(images.shape)}")
+        _check_crop.box_count(boxes, batch)
         if batch_index is not None:
             raise ValueError("batch_index says what a list of boxes says already; pass one of them")
         owners = [torch.full((len(t),), b, device=images.device) for b, t in enumerate(boxes)]
@@ -344,9 +345,13 @@ def _prepare(
 def _crop_list(images: Sequence[Any], boxes: Any, size: Any, batch_index: Any, options: dict[str, Any]) -> Tensor:
     """Images of different sizes: one call per image, in the order of the boxes."""
     listed = isinstance(boxes, (list, tuple))
-    axes = _check_crop.box_list(boxes, len(images)) if listed else _check.boxes(boxes)
+    axes = _check_crop.box_list(boxes) if listed else _check.boxes(boxes)
     tensors = _check_crop.image_list(images, axes)
     count = len(tensors)
+    for mine in boxes if listed else [boxes]:
+        _check_crop.differentiable(mine, options["mode"])
+    if listed:
+        _check_crop.box_count(boxes, count)
     if listed or batch_index is None:
         if listed and batch_index is not None:
             raise ValueError("batch_index says what a list of boxes says already; pass one of them")
@@ -354,9 +359,14 @@ def _crop_list(images: Sequence[Any], boxes: Any, size: Any, batch_index: Any, o
             _check_crop.box_rows(boxes, axes, count)
         each = [boxes] * count if not listed and boxes.ndim == 1 else boxes
         crops = [crop(image, mine, size, **options) for image, mine in zip(tensors, each, strict=True)]
-        return torch.cat(crops) if listed else torch.stack(crops)
+        with full_precision(tensors[0]):
+            return torch.cat(crops) if listed else torch.stack(crops)
     index = _check_crop.batch_index(batch_index, boxes, count).to(torch.int64)
     _check_crop.same_device(tensors[0], boxes, index)
+    known = (index >= 0) & (index < count)
+    boxes = torch.where(known[:, None], _boxes.promote(boxes), torch.nan)
+    index = torch.where(known, index, 0)
     rows = [(index == i).nonzero().squeeze(1) for i in range(count)]
-    crops = torch.cat([crop(image, boxes[row], size, **options) for image, row in zip(tensors, rows, strict=True)])
-    return crops[torch.argsort(torch.cat(rows))]
+    crops = [crop(image, boxes[row], size, **options) for image, row in zip(tensors, rows, strict=True)]
+    with full_precision(tensors[0]):
+        return torch.cat(crops)[torch.argsort(torch.cat(rows))]

@@ -19,14 +19,17 @@ import torch
 from torch import Tensor
 
 from diffcrop import _axis
-from diffcrop._lattice import is_concrete
+from diffcrop._context import in_full_precision, in_transform, is_concrete
 from diffcrop._options import Options, result_dtype, sum_dtype
 
 BUDGET = 32 * 2**20
+# Beyond this a box counts as infinite: its squares and products must not overflow.
+FARTHEST = 1e100
 # Intermediates of the size of a weight matrix that autograd keeps for a second derivative, about.
 _COPIES = 40
 
 
+@in_full_precision
 def crop(images: Tensor, boxes: Tensor, index: Tensor | None, size: Sequence[int], options: Options) -> Tensor:
     """The crops (R, C, *size)."""
     if boxes.shape[0] == 0:
@@ -41,7 +44,8 @@ def _crop(images: Tensor, boxes: Tensor, index: Tensor | None, size: Sequence[in
     sound, valid, index = _sound(images.shape[0], boxes, index)
     nan = _spread(torch.where(valid[:, None], 0.0, boxes).sum(-1) * math.nan, len(size))
     valid = _spread(valid, len(size))
-    fill = torch.tensor(options.fill, dtype=sum_dtype(images.dtype), device=images.device).view(-1, *[1] * len(size))
+    dtype = images.dtype if options.mode == "nearest" else sum_dtype(images.dtype)
+    fill = torch.tensor(options.fill, dtype=torch.float64).to(images.device, dtype).view(-1, *[1] * len(size))
     if options.mode == "nearest":
         result = _nearest(images, sound, index, size, options, fill)
         return torch.where(valid, result, (nan if result.is_floating_point() else fill).to(result.dtype))
@@ -59,6 +63,7 @@ def _crop(images: Tensor, boxes: Tensor, index: Tensor | None, size: Sequence[in
     return result
 
 
+@in_full_precision
 def grad_images(
     grad: Tensor, boxes: Tensor, index: Tensor | None, image_shape: Sequence[int], options: Options
 ) -> Tensor:
@@ -101,6 +106,7 @@ def _grad_images(
     return bands, part
 
 
+@in_full_precision
 def grad_boxes(grad: Tensor, images: Tensor, boxes: Tensor, index: Tensor | None, options: Options) -> Tensor:
     """``<grad, d crop / d box>`` (R, 2A), in the boxes' dtype."""
     size = grad.shape[2:]
@@ -118,6 +124,7 @@ def grad_boxes(grad: Tensor, images: Tensor, boxes: Tensor, index: Tensor | None
     return torch.cat(parts)
 
 
+@in_full_precision
 def tangent(
     images: Tensor, boxes: Tensor, index: Tensor | None, size: Sequence[int], options: Options, d_boxes: Tensor
 ) -> Tensor:
@@ -126,20 +133,27 @@ def tangent(
     def function(b: Tensor) -> Tensor:
         return crop(images, b, index, size, options)
 
-    if torch._C._are_functorch_transforms_active():
-        return torch.func.jvp(function, (boxes,), (d_boxes.to(boxes.dtype),))[1]
+    if in_transform():
+        # Expanded boxes share their memory, which forward mode cannot write to.
+        return torch.func.jvp(function, (boxes.clone(),), (d_boxes.to(boxes.dtype).clone(),))[1]
+    if torch.is_inference_mode_enabled():  # no graph can be had there, and none of its tensors may enter one
+        with torch.inference_mode(False):
+            owner = None if index is None else index.clone()
+            return tangent(images.clone(), boxes.clone(), owner, size, options, d_boxes.clone())
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (images, boxes, d_boxes))
     # Eager: the transpose of the transpose. vjp is linear in its cotangent, and its derivative there is the jvp.
     with torch.enable_grad():
-        source = boxes if boxes.requires_grad else boxes.detach().requires_grad_()
+        source = boxes if wanted and boxes.requires_grad else boxes.detach().requires_grad_()
         result = function(source)
-        if not result.requires_grad:  # zero boxes
+        if boxes.shape[0] == 0:
             return torch.zeros_like(result)
         cotangent = torch.zeros_like(result, requires_grad=True)
         (pulled,) = torch.autograd.grad(result, source, cotangent, create_graph=True)
-        (pushed,) = torch.autograd.grad(pulled, cotangent, d_boxes.to(pulled.dtype), create_graph=True)
+        (pushed,) = torch.autograd.grad(pulled, cotangent, d_boxes.to(pulled.dtype), create_graph=wanted)
     return pushed
 
 
+@in_full_precision
 def second(
     grad: Tensor,
     images: Tensor,
@@ -201,14 +215,19 @@ def _vjp(
     function: Callable[..., Tensor], inputs: list[Tensor], cotangent: Tensor, create_graph: bool
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """The value and the cotangents of the inputs, in a transform, in eager mode, and with a graph where asked."""
-    if torch._C._are_functorch_transforms_active():
+    if in_transform():
         result, pull = torch.func.vjp(function, *inputs)  # pyright: ignore[reportAssignmentType]
         return result, pull(cotangent.to(result.dtype))
     with torch.enable_grad():
         inputs = [t if create_graph and t.requires_grad else t.detach().requires_grad_() for t in inputs]
         result = function(*inputs)
         if not result.requires_grad:
-            return result, [torch.zeros_like(t) for t in inputs]
+            if result.numel() == 0:
+                return result, [torch.zeros_like(t) for t in inputs]
+            raise RuntimeError(
+                "a second derivative by the box cannot be batched by is_grads_batched=True or vectorize=True; "
+                "use torch.func.hessian or torch.func.jacrev, or one cotangent at a time"
+            )
         grads = torch.autograd.grad(
             result, inputs, cotangent.to(result.dtype), create_graph=create_graph, materialize_grads=True
         )
@@ -240,8 +259,7 @@ def _step(row: int, owner: int, count: int, device: torch.device) -> tuple[slice
 def _sound(count: int, boxes: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Boxes in the precision of positions, those that are not finite replaced; which were sound; a safe index."""
     positions = boxes if boxes.device.type == "mps" else boxes.to(torch.float64)
-    axes = boxes.shape[-1] // 2
-    valid = torch.isfinite(positions).all(-1) & torch.isfinite(positions[:, axes:] - positions[:, :axes]).all(-1)
+    valid = (positions.abs() <= FARTHEST).all(-1)  # NaN is not
     if index is not None:
         known = (index >= 0) & (index < count)
         valid = valid & known
@@ -270,14 +288,13 @@ def _contract(source: str, tensor: Tensor, matrices: list[Tensor], target: str, 
     """
     axes, groups = len(matrices), tensor.shape[0]
     current, final = source[: source.index("c") + 1 + axes], target[: target.index("c") + 1 + axes]
-    with torch.autocast(tensor.device.type, enabled=False):
-        for i, matrix in enumerate(matrices):
-            pixel, output = "uvw"[i], "xyz"[i]
-            old, new = (output, pixel) if transposed else (pixel, output)
-            following = final if i == axes - 1 else "bkc" + current[current.index("c") + 1 :].replace(old, new)
-            operand = matrix.unflatten(0, (groups, -1))
-            tensor = torch.einsum(f"bk{output}{pixel},{current}->{following}", operand, tensor)
-            current = following
+    for i, matrix in enumerate(matrices):
+        pixel, output = "uvw"[i], "xyz"[i]
+        old, new = (output, pixel) if transposed else (pixel, output)
+        following = final if i == axes - 1 else "bkc" + current[current.index("c") + 1 :].replace(old, new)
+        operand = matrix.unflatten(0, (groups, -1))
+        tensor = torch.einsum(f"bk{output}{pixel},{current}->{following}", operand, tensor)
+        current = following
     return tensor
 
 
