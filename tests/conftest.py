@@ -1,0 +1,50 @@
+"""Every test of the crop runs over the implementations that are there, with its own seeded generator."""
+
+from __future__ import annotations
+
+import collections
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import diffcrop
+
+# Of a test with more cases than this, `make test` runs as many, chosen by name, and `make test-slow` the others.
+MOST_CASES = 48
+PHOTOS = Path(__file__).parent / "photos"
+AVAILABLE = [name for name, reason in diffcrop.implementations().items() if reason is None]
+
+
+torch.set_num_threads(1)  # the suite itself runs in parallel; what depends on threads sets its own
+
+
+def pytest_collection_modifyitems(items):
+    grids = collections.defaultdict(list)
+    for item in items:
+        grids[item.nodeid.partition("[")[0]].append(item)
+    for cases in grids.values():
+        for item in sorted(cases, key=lambda case: zlib.crc32(case.nodeid.encode()))[MOST_CASES:]:
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(params=AVAILABLE)
+def impl(request):
+    return request.param
+
+
+@pytest.fixture
+def generator(request):
+    """Seeded by the test's name: adding a test changes no other, and a failure repeats."""
+    return torch.Generator().manual_seed(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture(scope="session", params=["chelsea", "rocket"])
+def photo(request):
+    """(3, H, W) float32 in [0, 255]: values that are exact in every format."""
+    with Image.open(PHOTOS / f"{request.param}.jpg") as image:
+        pixels = np.array(image.convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float()
