@@ -6,10 +6,9 @@ Three linear-algebra facts carry every derivative. With crop(I, b) = W_y I W_x^T
     by the box:     B(g, I, b) = <g, d crop / d b>  bilinear in g and I; its derivatives are `reference.second`
     forward mode:   crop(dI, b) + d crop / d b . db
 
-Two layers of registration are both needed. The `autograd.Function`s serve eager mode and `torch.func`; the autograd of
-the operators themselves serves `torch.func` under `torch.compile`, which would return zeros without a word otherwise.
-A Function with a `jvp` cannot be compiled, so forward mode lives in subclasses that serve only where nothing is
-compiled.
+The `autograd.Function`s serve eager mode, `torch.func` and the compiler. A Function with a `jvp` cannot be compiled, so
+forward mode lives in subclasses that serve only where nothing is compiled. Where PyTorch would drop a derivative of a
+Function without a word (`_beyond_functions`) the reference serves as plain PyTorch.
 """
 
 # A Function's static methods take the arguments of its own forward.
@@ -349,7 +348,7 @@ def _batched_index(
     return index.reshape(-1)
 
 
-# The operators for the compiler: shapes, and derivatives by the same facts.
+# The operators for the compiler and for whoever meets them in a graph: shapes, and the derivative by the same facts.
 
 
 @torch.library.register_fake("diffcrop::crop")
@@ -377,17 +376,14 @@ def _(images, boxes, index, size, mode, *_):
 
 def _setup_crop(ctx: Any, inputs: tuple, output: Tensor) -> None:
     images, boxes, index, size, _, *options = inputs
-    _Crop.setup_context(ctx, (images, boxes, index, tuple(size), _as_options(options), "cpu"), output)
+    options = Options(*options)
+    options = options._replace(fill=tuple(options.fill))
+    _Crop.setup_context(ctx, (images, boxes, index, tuple(size), options, "cpu"), output)
 
 
 def _backward_crop(ctx: Any, grad: Tensor | None) -> tuple:
     image_grad, box_grad, *_ = _pull_crop(ctx, grad, _GradImages, _GradBoxes)
     return (image_grad, box_grad, *[None] * 9)
-
-
-def _as_options(flat: Sequence[Any]) -> Options:
-    options = Options(*flat)
-    return options._replace(fill=tuple(options.fill))
 
 
 torch.library.register_autograd("diffcrop::crop", _backward_crop, setup_context=_setup_crop)

@@ -54,8 +54,8 @@ class Crop(nn.Module):
         self.mode = mode
         self.antialias = antialias
         self.padding_mode = padding_mode
-        # As numbers a fill follows the module to any device.
-        self.fill = fill.tolist() if isinstance(fill, Tensor) else fill
+        # As numbers a fill follows the module to any device; one that requires grad is left for `crop` to refuse.
+        self.fill = fill.tolist() if isinstance(fill, Tensor) and not fill.requires_grad else fill
         self.sigma = sigma
         self.align_corners = align_corners
         self.impl = impl
