@@ -45,7 +45,7 @@ def _crop(images: Tensor, boxes: Tensor, index: Tensor | None, size: Sequence[in
     nan = _spread(torch.where(valid[:, None], 0.0, boxes).sum(-1) * math.nan, len(size))
     valid = _spread(valid, len(size))
     dtype = images.dtype if options.mode == "nearest" else sum_dtype(images.dtype)
-    fill = torch.tensor(options.fill, dtype=torch.float64).to(images.device, dtype).view(-1, *[1] * len(size))
+    fill = torch.tensor(options.fill, dtype=torch.float64).to(dtype).to(images.device).view(-1, *[1] * len(size))
     if options.mode == "nearest":
         result = _nearest(images, sound, index, size, options, fill)
         return torch.where(valid, result, (nan if result.is_floating_point() else fill).to(result.dtype))
