@@ -107,7 +107,7 @@ CASES = [
     (ValueError, boxes(torch.zeros(5, 2, 4)), "B = 2", "(5, 2, 4)"),
     (ValueError, boxes(BOX.to("meta")), "images and boxes", "same device", "cpu and meta", "boxes.to('cpu')"),
     # a list of boxes
-    (ValueError, boxes([]), "one tensor per image", "0 for 2 images"),
+    (ValueError, boxes([]), "one tensor per image", "an empty list", "(0, 4)"),
     (ValueError, boxes([], torch.zeros(0, 3, 8, 9)), "boxes must not be an empty list", "(0, 4)"),
     (ValueError, boxes([BOXES]), "one tensor per image", "1 for 2 images"),
     (ValueError, boxes([BOXES, BOX]), "boxes[1] must have shape (K, 4)", "(4,)"),
@@ -119,7 +119,7 @@ CASES = [
     (ValueError, boxes([BOXES] * 2, IMAGE), "list of boxes", "batch of images", "(3, 8, 9)"),
     (ValueError, boxes([BOXES], torch.zeros(())), "images", "shape ()"),
     (ValueError, boxes([BOXES] * 2, batch_index=INDEX), "batch_index", "list of boxes", "one of them"),
-    (TypeError, images(None, [BOXES]), "images must be a tensor or a list of tensors", "None"),
+    (TypeError, images(None, [BOXES]), "images must be a tensor", "or a list of B tensors", "None"),
     # batch_index
     (TypeError, boxes(BOXES, batch_index=[0, 1]), "batch_index must be an integer tensor", "[0, 1]", "torch.as_tensor"),
     (TypeError, boxes(BOXES, batch_index=INDEX.float()), "batch_index", "torch.float32", "(2,)", ".long()"),
@@ -297,6 +297,7 @@ def no_work(monkeypatch):
     monkeypatch.setattr(_ops, "jacobian", worked)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*deprecated:DeprecationWarning")  # torch's own, in forward mode
 @pytest.mark.parametrize(("error", "call", "words"), [
     pytest.param(error, call, words, id=f"{i}-{re.sub('[^a-z0-9]+', '-', words[0].lower())[:40]}")
     for i, (error, call, *words) in enumerate(CASES)

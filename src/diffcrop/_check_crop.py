@@ -102,7 +102,9 @@ def image_list(value: Sequence[Any], axes: int) -> list[Tensor]:
 def box_list(value: Sequence[Any]) -> int:
     """One tensor (K_b, 2A) per image. Returns A."""
     if not value:
-        raise ValueError("boxes must not be an empty list; zero boxes of an image are a tensor of shape (0, 4)")
+        raise ValueError(
+            "boxes must be a list of one tensor per image, got an empty list; zero boxes are a tensor of shape (0, 4)"
+        )
     if all(isinstance(v, numbers.Real) for v in value):
         raise TypeError(
             f"boxes must be a tensor, or a list of one tensor per image, got {_check.describe(value)}; "
