@@ -108,7 +108,7 @@ CASES = [
     (ValueError, boxes(BOX.to("meta")), "images and boxes", "same device", "cpu and meta", "boxes.to('cpu')"),
     # a list of boxes
     (ValueError, boxes([]), "one tensor per image", "an empty list", "(0, 4)"),
-    (ValueError, boxes([], torch.zeros(0, 3, 8, 9)), "boxes must not be an empty list", "(0, 4)"),
+    (ValueError, boxes([], torch.zeros(0, 3, 8, 9)), "boxes must be a list of one tensor per image", "(0, 4)"),
     (ValueError, boxes([BOXES]), "one tensor per image", "1 for 2 images"),
     (ValueError, boxes([BOXES, BOX]), "boxes[1] must have shape (K, 4)", "(4,)"),
     (ValueError, boxes([BOXES, torch.zeros(1, 6)]), "boxes[1] must have 4 numbers", "(1, 6)"),
