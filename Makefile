@@ -35,7 +35,7 @@ $(BUILT): .venv/.tools $(SOURCES)
 	@touch $@
 
 demo: venv ## recover a crop box by gradient descent, with pictures in demo-out/
-	$(BIN)/diffcrop demo -o $(DEMO_OUT)
+	$(BIN)/diffcrop demo --force -o $(DEMO_OUT)
 
 test: venv ## the tests, without those marked slow
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"

@@ -107,6 +107,7 @@ CASES = [
     (ValueError, boxes(torch.zeros(5, 2, 4)), "B = 2", "(5, 2, 4)"),
     (ValueError, boxes(BOX.to("meta")), "images and boxes", "same device", "cpu and meta", "boxes.to('cpu')"),
     # a list of boxes
+    (TypeError, boxes(diffcrop.nn.LearnableBox(8)), "boxes must be a tensor", "module LearnableBox", "call it"),
     (ValueError, boxes([]), "one tensor per image", "an empty list", "(0, 4)"),
     (ValueError, boxes([], torch.zeros(0, 3, 8, 9)), "boxes must be a list of one tensor per image", "(0, 4)"),
     (ValueError, boxes([BOXES]), "one tensor per image", "1 for 2 images"),

@@ -9,7 +9,7 @@
 torch.Size([4])
 """
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata as _metadata
 
 from ._api import (
     CropWithJacobian,
@@ -29,8 +29,8 @@ from ._api import (
 from . import nn  # isort: skip - it uses the names above
 
 try:
-    __version__ = version("diffcrop")
-except PackageNotFoundError:  # a source tree on the path, never installed
+    __version__ = _metadata.version("diffcrop")
+except _metadata.PackageNotFoundError:  # a source tree on the path, never installed
     __version__ = "0.0.0"
 
 __all__ = [

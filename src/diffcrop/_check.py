@@ -61,6 +61,8 @@ def choice(value: Any, name: str, allowed: Sequence[str], hints: dict[str, str] 
 
 def real_tensor(value: Any, name: str) -> Tensor:
     """A tensor of real numbers."""
+    if isinstance(value, torch.nn.Module):
+        raise TypeError(f"{name} must be a tensor, got the module {type(value).__name__}; call it for its tensor")
     if not isinstance(value, Tensor):
         raise TypeError(
             f"{name} must be a tensor, got {describe(value)}; "

@@ -72,10 +72,10 @@ def crop(
     tensor([2., 8., 2., 8.])
 
     Args:
-        images: (C, H, W), (B, C, H, W), or a list of B images (C, H_b, W_b). float64, float32, float16, bfloat16, or
-            any integer dtype or bool, which give float32 crops with values unscaled (``mode="nearest"`` keeps the
-            dtype). Any strides; channels_last in, channels_last out. Boxes of 2 or 6 numbers crop signals (C, W) or
-            volumes (C, D, H, W) in the same way, on the reference implementation.
+        images: (C, H, W), (B, C, H, W), or a list of B images (C, H_b, W_b), channels first. float64, float32, float16,
+            bfloat16, or any integer dtype or bool, which give float32 crops with values unscaled (``mode="nearest"``
+            keeps the dtype). Any strides; channels_last in, channels_last out. Boxes of 2 or 6 numbers crop signals
+            (C, W) or volumes (C, D, H, W) in the same way, on the reference implementation.
         boxes: float32 or float64 (half precision and integers are promoted). Shapes and results:
 
             =============  ===========  =======================  ==================================================
@@ -96,15 +96,16 @@ def crop(
             NaN or infinite box gives a NaN crop and a NaN gradient for that box alone, and adds nothing to the image
             gradient.
         size: h and w of the crops, or one int for both; at least 1.
-        batch_index: which image each box reads.
+        batch_index: which image each box reads. Out of range is an error; where looking at it would cost a
+            synchronisation (on a GPU, under `torch.compile` or a transform) it makes a NaN box instead.
         box_format: ``"xyxy"``, ``"xywh"`` (corner and size) or ``"cxcywh"`` (centre and size).
         coords: ``"pixel"``, ``"unit"`` (the image is [0, 1]) or ``"normalized"`` (the image is [-1, 1], as in
             `torch.nn.functional.affine_grid`).
         mode: the filter f. ``"bilinear"``: triangle. ``"bicubic"``: Keys' cubic, a = -0.5 with antialiasing (Pillow)
             and -0.75 without (`grid_sample`). ``"lanczos3"``. ``"area"``: the mean over a footprint of width max(s, 1),
             `avg_pool2d` at integer reductions; needs antialiasing. ``"gaussian"``: exp(-x^2 / 2 sigma^2), cut at 6
-            sigma; smooths even at the identity. ``"nearest"``: pixel floor(c + 1/2), every dtype, no gradient by the
-            box.
+            sigma; smooths even at the identity. ``"nearest"``: pixel floor(c + 1/2), every dtype; a
+            box that requires grad is an error there.
         antialias: whether the filter widens with the reduction. Without it a reduction reads a few pixels and skips the
             rest, and so does its box gradient. Nothing to do for ``"nearest"``.
         padding_mode: what lies outside the image. ``"border"``: the nearest pixel. ``"zeros"``. ``"constant"``:

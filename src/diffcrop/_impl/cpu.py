@@ -59,7 +59,7 @@ def warn_once() -> None:
     _warned = True
     warnings.warn(
         "diffcrop runs on its reference implementation, which gives the same results more slowly, because the compiled"
-        f" library is not there: {_reason}",
+        f" library is not there: {_reason}. With a C++ compiler at hand, install diffcrop again to have it",
         RuntimeWarning,
         stacklevel=_levels_above_package(),
     )
