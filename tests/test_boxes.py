@@ -317,7 +317,6 @@ THE_BOX, THE_POINTS = (1.2, 0.9, 4.7, 3.8), ((0.3, 1.9), (2.2, -0.4))
 
 
 # torch's own forward mode scripts its decompositions.
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_gradcheck(function):
     box = f64(*THE_BOX).requires_grad_()

@@ -298,7 +298,6 @@ def no_work(monkeypatch):
     monkeypatch.setattr(_ops, "jacobian", worked)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*deprecated:DeprecationWarning")  # torch's own, in forward mode
 @pytest.mark.parametrize(("error", "call", "words"), [
     pytest.param(error, call, words, id=f"{i}-{re.sub('[^a-z0-9]+', '-', words[0].lower())[:40]}")
     for i, (error, call, *words) in enumerate(CASES)

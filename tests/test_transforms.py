@@ -32,12 +32,6 @@ SIZE = (2, 3)
 # A reduction along x and an enlargement along y, some taps outside; smooth there, with every derivative non-zero.
 BOX = torch.tensor([-0.7, 1.3, 5.9, 2.8], dtype=f64)
 SMOOTH = {"mode": "bicubic", "padding_mode": "constant", "fill": 0.25}
-# torch's forward mode compiles its own decompositions, when first used, with what torch itself calls deprecated.
-# Its compiler, when it meets any autograd.Function at all, makes an instance of one.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*torch.jit.script.*deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
-]
 needs_kernels = pytest.mark.skipif(not cpu.available(), reason="the kernels are not there")
 
 
