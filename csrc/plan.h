@@ -36,8 +36,6 @@ struct AxisPlan {
   std::vector<A> share, share_by_center, share_by_width;
   // All runs lie in [first, last).
   int64_t first = 0, last = 0;
-
-  int64_t taps() const { return offset.back(); }
 };
 
 // lo and hi are finite. With `derivatives` the taps are those of which the weight or a derivative is not zero.

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from ._context import batched, in_full_precision, in_transform, jvp_levels
+from ._context import batched, in_full_precision, in_transform, is_concrete, jvp_levels
 from ._impl import cpu, reference
 from ._options import Options, result_dtype
 
@@ -49,6 +49,7 @@ def implementations() -> dict[str, str | None]:
 
 
 def simd_level() -> str | None:
+    """See `diffcrop.simd_level`."""
     return cpu.simd_level()
 
 
@@ -71,7 +72,7 @@ def crop(
 
     Box r reads image ``index[r]``, or ``r // (R / B)`` where index is None.
     """
-    if _beyond_functions() or (impl == "reference" and _traced(images, boxes)):
+    if _beyond_functions() or (impl == "reference" and not is_concrete(images, boxes)):
         result = reference.crop(images, boxes, index, size, options)
         # vmap has no memory formats; there the layout is left to the reference.
         if is_channels_last(images) and not batched():
@@ -95,22 +96,12 @@ def jacobian(
         unit = torch.zeros_like(boxes)
         unit[:, i] = 1
         columns.append(reference.tangent(images, boxes, index, size, options, unit))
-    result = torch.stack(columns, -1)
-    return result if _differentiated(images, boxes) else result.detach()
+    return torch.stack(columns, -1)
 
 
 def is_channels_last(images: Tensor) -> bool:
     """Whether channels are the innermost dimension, also in a slice; with one channel there is nothing to tell."""
     return images.dim() == 4 and images.shape[1] > 1 and images.stride(1) == 1 and images.stride(3) != 1
-
-
-def _traced(*tensors: Tensor) -> bool:
-    """Where the reference is best left to whatever differentiates or records plain PyTorch."""
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    if torch.compiler.is_compiling() or in_transform():
-        return True
-    return any(isinstance(t, FakeTensor) or t.device.type == "meta" for t in tensors)
 
 
 def _beyond_functions() -> bool:
@@ -151,7 +142,7 @@ def _readable(images: Tensor, options: Options) -> Tensor:
 
 
 class _Crop(Function):
-    """Inputs and derivatives of `crop`; ``dual`` names the class whose backward can be differentiated forward."""
+    """`crop` with both of its derivatives; `_DualCrop` adds forward mode."""
 
     @staticmethod
     def forward(images, boxes, index, size, options, impl):

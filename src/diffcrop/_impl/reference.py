@@ -177,18 +177,18 @@ def second(
         parts = _second(grad, images, boxes, index, options, d_boxes, wanted, differentiated)
         return [part if want else None for part, want in zip(parts, wanted, strict=True)]
 
-    by_grad = torch.empty_like(grad) if wanted[0] else None
-    by_images = torch.zeros_like(images, dtype=sum_dtype(images.dtype)) if wanted[1] else None
-    by_boxes = torch.empty_like(boxes) if wanted[2] else None
+    # In the precision of sums: an image collects the parts of all its boxes.
+    dtypes = (grad.dtype, sum_dtype(images.dtype), boxes.dtype)
+    totals = [
+        torch.zeros_like(t, dtype=dtype) if want else None
+        for t, dtype, want in zip((grad, images, boxes), dtypes, wanted, strict=True)
+    ]
     for r, b, i in steps:
-        part = _second(grad[r], images[b], boxes[r], i, options, d_boxes[r], wanted, False)
-        if by_grad is not None:
-            by_grad[r] = part[0]
-        if by_images is not None:
-            by_images[b] += part[1]
-        if by_boxes is not None:
-            by_boxes[r] = part[2]
-    return [by_grad, None if by_images is None else by_images.to(images.dtype), by_boxes]
+        parts = _second(grad[r], images[b], boxes[r], i, options, d_boxes[r], wanted, False)
+        for total, part, place in zip(totals, parts, (r, b, r), strict=True):
+            if total is not None and part is not None:
+                total[place] += part
+    return [total if total is None else total.to(t.dtype) for total, t in zip(totals, tensors[:3], strict=True)]
 
 
 def _second(
@@ -200,7 +200,9 @@ def _second(
     d_boxes: Tensor,
     wanted: Sequence[bool],
     create_graph: bool,
-) -> list[Tensor]:
+) -> list[Tensor | None]:
+    """All at once, without the images' part where that is not wanted: it alone takes extra work."""
+
     def function(i: Tensor, b: Tensor) -> Tensor:
         return tangent(i, b, index, grad.shape[2:], options, d_boxes)
 
@@ -208,7 +210,7 @@ def _second(
         value, grads = _vjp(function, [images, boxes], grad, create_graph)
         return [value, *grads]
     value, grads = _vjp(lambda b: function(images, b), [boxes], grad, create_graph)
-    return [value, value, *grads]
+    return [value, None, *grads]
 
 
 def _vjp(
