@@ -13,7 +13,7 @@
 #include <string>
 #include <type_traits>
 
-#include "resample.h"
+#include "kernels.h"
 
 namespace {
 
@@ -60,10 +60,11 @@ constexpr double kFarthest = 1e100;
 constexpr int64_t kGrain = 1 << 15;
 // Boxes that are planned and cropped together: bounds the memory of the plans, whatever the number of boxes.
 constexpr int64_t kBoxes = 64;
-// Rows of the image gradient that one thread takes at a time.
-constexpr int64_t kRows = 32;
-// Tasks to cut a call into at least, where its crops are too few to keep the threads busy.
-constexpr int64_t kTasks = 16;
+// Multiply-adds of a piece of a crop: what one thread takes at a time. Some pieces per thread even out their lengths.
+constexpr int64_t kPiece = 1 << 16;
+// Rows of the image gradient in a piece, and its elements: each is touched once, and stays in the cache while boxes add
+// to it.
+constexpr int64_t kRows = 32, kElements = 1 << 16;
 
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -122,27 +123,43 @@ class Boxes {
     return data_of<const float>(boxes_)[place];
   }
 
+  // What the passes need of a plan: derivatives of the weights, the weights themselves, the transposed matrices.
+  struct Need {
+    bool derivatives = false, across = false, back = false, across_values = true;
+    int64_t m = 1;
+    bool lookups = false;
+  };
+
   template <class A>
-  BoxPlan<A> plan(int64_t r, const Sizes& size, const Sizes& pixels, const Options& options, bool derivatives) const {
+  void plan(BoxPlan<A>& plan, int64_t r, const Sizes& size, const Sizes& pixels, const Options& options,
+            const Need& need) const {
     const double x0 = at(r, 0), y0 = at(r, 1), x1 = at(r, 2), y1 = at(r, 3);
-    BoxPlan<A> plan;
     plan.image = image(r);
     const auto sound = [](double corner) { return std::abs(corner) <= kFarthest; };  // NaN is not
     plan.valid = sound(x0) && sound(y0) && sound(x1) && sound(y1) && plan.image >= 0 && plan.image < images_;
-    if (!plan.valid) return plan;
-    plan.y = plan_axis<A>(y0, y1, size[0], pixels[0], options, derivatives);
-    plan.x = plan_axis<A>(x0, x1, size[1], pixels[1], options, derivatives);
-    return plan;
+    if (!plan.valid) return;
+    plan.y = plan_axis<A>(y0, y1, size[0], pixels[0], options, need.derivatives);
+    plan.x = plan_axis<A>(x0, x1, size[1], pixels[1], options, need.derivatives);
+    if (need.across)
+      plan.across = make_operator<A>(
+          plan.x, need.m, {need.across_values ? &plan.x.weight : nullptr, &plan.x.by_center, &plan.x.by_width},
+          need.lookups);
+    if (need.across) plan.order = order_of<A>(plan.y, plan.across);
+    if (!need.back) return;
+    if (!need.derivatives) plan.y_back = transpose<A>(plan.y);
+    plan.x_back = transpose<A>(plan.x);
+    plan.back = make_operator<A>(plan.x_back, need.m, {&plan.x_back.weight}, need.lookups);
+    if (!need.derivatives) plan.order_back = order_of<A>(plan.y_back, plan.back);
   }
 
   // Calls f(first, plans) for runs of up to `most` boxes.
   template <class A, class F>
-  void each_run(int64_t most, const Sizes& size, const Sizes& pixels, const Options& options, bool derivatives,
+  void each_run(int64_t most, const Sizes& size, const Sizes& pixels, const Options& options, const Need& need,
                 const F& f) const {
     for (int64_t first = 0; first < this->size(); first += most) {
       std::vector<BoxPlan<A>> plans(std::min(most, this->size() - first));
       parallel(static_cast<int64_t>(plans.size()), kGrain / (64 * (size[0] + size[1])),
-               [&](int64_t r) { plans[r] = plan<A>(first + r, size, pixels, options, derivatives); });
+               [&](int64_t r) { plan<A>(plans[r], first + r, size, pixels, options, need); });
       f(first, plans);
     }
   }
@@ -166,34 +183,51 @@ const A* or_null(const std::vector<A>& fill) {
   return fill.empty() ? nullptr : fill.data();
 }
 
-// How the rows of R crops with `channels` rows side by side (1 where they are interleaved) are cut into tasks. By sizes
-// alone, so that partial sums do not depend on the threads.
-struct Bands {
-  int64_t groups, bands, height;
-  Bands(int64_t boxes, int64_t groups, int64_t height)
-      : groups(groups),
-        bands(std::clamp<int64_t>(ceil_div(kTasks, std::max<int64_t>(boxes * groups, 1)), 1, height)),
-        height(height) {}
-  int64_t tasks(int64_t boxes) const { return boxes * groups * bands; }
-  int64_t box(int64_t task) const { return task / (groups * bands); }
-  int64_t group(int64_t task) const { return task / bands % groups; }
-  int64_t begin(int64_t task) const { return task % bands * height / bands; }
-  int64_t end(int64_t task) const { return (task % bands + 1) * height / bands; }
-  int64_t grain(int64_t row) const { return kGrain / std::max<int64_t>(row * ceil_div(height, bands), 1); }
+// How the rows of each crop are cut into pieces: by sizes alone, so that partial sums depend neither on the threads nor
+// on the other boxes. `work`: multiply-adds of a row.
+struct Pieces {
+  int64_t rows, length, each;
+  Pieces(int64_t rows, int64_t work)
+      : rows(rows),
+        length(ceil_div(std::clamp<int64_t>(kPiece / std::max<int64_t>(work, 1), 1, 256), kBatch) * kBatch),
+        each(ceil_div(rows, length)),
+        work_(work) {}
+  int64_t begin(int64_t piece) const { return piece % each * length; }
+  int64_t end(int64_t piece) const { return std::min(begin(piece) + length, rows); }
+
+  // Calls f(plan, its number, piece, scratch) for all pieces of all boxes, on torch's threads.
+  template <class A, class F>
+  void share(const std::vector<BoxPlan<A>>& plans, const F& f) const {
+    const int64_t grain = std::max<int64_t>(kGrain / std::max<int64_t>(work_ * std::min(length, rows), 1), 1);
+    torch::stable::parallel_for(0, static_cast<int64_t>(plans.size()) * each, grain, [&](int64_t from, int64_t to) {
+      Scratch<A> scratch;
+      for (int64_t piece = from; piece < to; ++piece) f(plans[piece / each], piece / each, piece, scratch);
+    });
+  }
+
+ private:
+  int64_t work_;
 };
 
-template <class O, class A>
-void fill_rows(const View<O>& out, int64_t c, int64_t m, int64_t begin, int64_t end, int64_t width, A value) {
-  for (int64_t i = begin; i < end; ++i)
-    for (int64_t j = 0; j < width; ++j)
-      for (int64_t ch = 0; ch < m; ++ch) out.at(c + ch, i)[j * out.column] = store<O>(value);
+// Sets rows [begin, end), counted through the channels, of a crop without a box.
+template <class O>
+void fill_rows(const View<O>& out, int64_t height, int64_t width, int64_t m, int64_t begin, int64_t end,
+               const O* values) {
+  for (int64_t f = begin; f < end; ++f)
+    for (int64_t c = f / height * m, last = c + m; c < last; ++c)
+      for (int64_t j = 0; j < width; ++j) out.at(c, f % height)[j * out.column] = values[c];
+}
+
+template <class O>
+std::vector<O> nans(int64_t channels) {
+  return std::vector<O>(channels, store<O>(std::numeric_limits<double>::quiet_NaN()));
 }
 
 Sizes spatial(const Tensor& tensor) {
   return {tensor.size(2), tensor.size(3)};
 }
 
-template <class T>
+template <class K, class T>
 void crop_typed(const Tensor& images, const Boxes& boxes, const Sizes& size, const Options& options,
                 const std::vector<double>& fills, const Tensor& out) {
   using A = SumOf<T>;
@@ -204,28 +238,19 @@ void crop_typed(const Tensor& images, const Boxes& boxes, const Sizes& size, con
   const auto* const source = data_of<const T>(images);
   auto* const target = data_of<O>(out);
   const std::vector<A> fill = fill_of<A>(fills, channels);
-  const Bands bands(boxes.size(), channels / m, size[0]);
-  boxes.each_run<A>(kBoxes, size, spatial(images), options, false,
-                    [&](int64_t first, const std::vector<BoxPlan<A>>& plans) {
-                      const int64_t tasks = bands.tasks(static_cast<int64_t>(plans.size()));
-                      torch::stable::parallel_for(
-                          0, tasks, std::max<int64_t>(bands.grain(8 * size[1] * m), 1), [&](int64_t from, int64_t to) {
-                            std::vector<A> scratch;
-                            for (int64_t task = from; task < to; ++task) {
-                              const BoxPlan<A>& box = plans[bands.box(task)];
-                              const auto view = view_of(out, target, first + bands.box(task));
-                              const int64_t c = bands.group(task) * m, begin = bands.begin(task), end = bands.end(task);
-                              if (!box.valid)
-                                fill_rows(view, c, m, begin, end, size[1], std::numeric_limits<A>::quiet_NaN());
-                              else
-                                crop_rows<T, O, A>(box, view_of(images, source, box.image), view, c, m, begin, end,
-                                                   or_null(fill), scratch);
-                            }
-                          });
-                    });
+  const Pieces pieces(channels / m * size[0], 8 * size[1] * m);
+  const Boxes::Need need{.across = true, .m = m, .lookups = K::lookups};
+  boxes.each_run<A>(kBoxes, size, spatial(images), options, need, [&](int64_t first, const auto& plans) {
+    pieces.share(plans, [&](const BoxPlan<A>& box, int64_t r, int64_t piece, Scratch<A>& scratch) {
+      const auto view = view_of(out, target, first + r);
+      const int64_t begin = pieces.begin(piece), end = pieces.end(piece);
+      if (!box.valid) return fill_rows(view, size[0], size[1], m, begin, end, nans<O>(channels).data());
+      K::template crop<T, O>(box, view_of(images, source, box.image), view, begin, end, or_null(fill), scratch);
+    });
+  });
 }
 
-template <class T>
+template <class K, class T>
 void jacobian_typed(const Tensor& images, const Boxes& boxes, const Sizes& size, const Options& options,
                     const std::vector<double>& fills, const Tensor& out) {
   using A = SumOf<T>;
@@ -234,30 +259,19 @@ void jacobian_typed(const Tensor& images, const Boxes& boxes, const Sizes& size,
   const auto* const source = data_of<const T>(images);
   auto* const target = data_of<O>(out);
   const std::vector<A> fill = fill_of<A>(fills, channels);
-  const Bands bands(boxes.size(), channels, size[0]);
-  boxes.each_run<A>(kBoxes, size, spatial(images), options, true,
-                    [&](int64_t first, const std::vector<BoxPlan<A>>& plans) {
-                      const int64_t tasks = bands.tasks(static_cast<int64_t>(plans.size()));
-                      torch::stable::parallel_for(
-                          0, tasks, std::max<int64_t>(bands.grain(32 * size[1]), 1), [&](int64_t from, int64_t to) {
-                            std::vector<A> scratch;
-                            for (int64_t task = from; task < to; ++task) {
-                              const BoxPlan<A>& box = plans[bands.box(task)];
-                              const int64_t width = 4 * size[1];
-                              const View<O> view{target + (first + bands.box(task)) * channels * size[0] * width,
-                                                 size[0] * width, width, 1};
-                              const int64_t c = bands.group(task), begin = bands.begin(task), end = bands.end(task);
-                              if (!box.valid)
-                                fill_rows(view, c, 1, begin, end, width, std::numeric_limits<A>::quiet_NaN());
-                              else
-                                jacobian_rows<T, O, A>(box, view_of(images, source, box.image), view, c, begin, end,
-                                                       or_null(fill), scratch);
-                            }
-                          });
-                    });
+  const Pieces pieces(channels * size[0], 32 * size[1]);
+  const Boxes::Need need{.derivatives = true, .across = true, .lookups = K::lookups};
+  boxes.each_run<A>(kBoxes, size, spatial(images), options, need, [&](int64_t first, const auto& plans) {
+    pieces.share(plans, [&](const BoxPlan<A>& box, int64_t r, int64_t piece, Scratch<A>& scratch) {
+      const int64_t width = 4 * size[1], begin = pieces.begin(piece), end = pieces.end(piece);
+      const View<O> view{target + (first + r) * channels * size[0] * width, size[0] * width, width, 1};
+      if (!box.valid) return fill_rows(view, size[0], width, 1, begin, end, nans<O>(channels).data());
+      K::template jacobian<T, O>(box, view_of(images, source, box.image), view, begin, end, or_null(fill), scratch);
+    });
+  });
 }
 
-template <class T>
+template <class K, class T>
 void grad_boxes_typed(const Tensor& grad, const Tensor& images, const Boxes& boxes, const Options& options,
                       const std::vector<double>& fills, const Tensor& out) {
   using A = SumOf<T>;
@@ -267,117 +281,140 @@ void grad_boxes_typed(const Tensor& grad, const Tensor& images, const Boxes& box
   const auto* const source = data_of<const T>(images);
   const auto* const cotangent = data_of<const G>(grad);
   const std::vector<A> fill = fill_of<A>(fills, channels);
-  const Bands bands(boxes.size(), channels / std::max<int64_t>(m, 1), size[0]);
-  boxes.each_run<A>(
-      kBoxes, size, spatial(images), options, true, [&](int64_t first, const std::vector<BoxPlan<A>>& plans) {
-        const int64_t tasks = bands.tasks(static_cast<int64_t>(plans.size()));
-        std::vector<BoxSum> parts(tasks);
-        torch::stable::parallel_for(
-            0, tasks, std::max<int64_t>(bands.grain(32 * size[1] * m), 1), [&](int64_t from, int64_t to) {
-              std::vector<A> scratch;
-              for (int64_t task = from; task < to; ++task) {
-                const BoxPlan<A>& box = plans[bands.box(task)];
-                if (!box.valid) continue;
-                parts[task] = box_rows<T, G, A>(
-                    box, view_of(images, source, box.image), view_of(grad, cotangent, first + bands.box(task)),
-                    bands.group(task) * m, m, bands.begin(task), bands.end(task), or_null(fill), scratch);
-              }
-            });
-        const int64_t each = bands.tasks(1);
-        for (int64_t r = 0; r < static_cast<int64_t>(plans.size()); ++r) {
-          std::array<double, 4> total = {0, 0, 0, 0};
-          if (!plans[r].valid) total.fill(std::numeric_limits<double>::quiet_NaN());
-          for (int64_t task = r * each; task < (r + 1) * each; ++task) {
-            const auto& [y, x] = parts[task];
-            total[0] += x.lo - x.width, total[1] += y.lo - y.width, total[2] += x.hi + x.width,
-                total[3] += y.hi + y.width;
-          }
-          for (int64_t i = 0; i < 4; ++i) {
-            if (out.scalar_type() == ScalarType::Double)
-              data_of<double>(out)[(first + r) * 4 + i] = total[i];
-            else
-              data_of<float>(out)[(first + r) * 4 + i] = static_cast<float>(total[i]);
-          }
-        }
-      });
+  const Pieces pieces(channels / m * size[0], 32 * size[1] * m);
+  const Boxes::Need need{
+      .derivatives = true, .across = true, .back = true, .across_values = false, .m = m, .lookups = K::lookups};
+  boxes.each_run<A>(kBoxes, size, spatial(images), options, need, [&](int64_t first, const auto& plans) {
+    const auto count = static_cast<int64_t>(plans.size());
+    std::vector<BoxSum> parts(count * pieces.each);
+    pieces.share(plans, [&](const BoxPlan<A>& box, int64_t r, int64_t piece, Scratch<A>& scratch) {
+      if (!box.valid) return;
+      parts[piece] =
+          K::template grad_boxes<T, G>(box, view_of(images, source, box.image), view_of(grad, cotangent, first + r),
+                                       pieces.begin(piece), pieces.end(piece), or_null(fill), scratch);
+    });
+    for (int64_t r = 0; r < count; ++r) {
+      std::array<double, 4> total = {0, 0, 0, 0};
+      if (!plans[r].valid) total.fill(std::numeric_limits<double>::quiet_NaN());
+      for (int64_t piece = r * pieces.each; piece < (r + 1) * pieces.each; ++piece) {
+        const auto& [y, x] = parts[piece];
+        total[0] += x.lo, total[1] += y.lo, total[2] += x.hi, total[3] += y.hi;
+      }
+      for (int64_t i = 0; i < 4; ++i) {
+        if (out.scalar_type() == ScalarType::Double)
+          data_of<double>(out)[(first + r) * 4 + i] = total[i];
+        else
+          data_of<float>(out)[(first + r) * 4 + i] = static_cast<float>(total[i]);
+      }
+    }
+  });
 }
 
-template <class G>
+template <class K, class G>
 void grad_images_typed(const Tensor& grad, const Boxes& boxes, const Options& options, const Tensor& out) {
   using A = SumOf<G>;
   const int64_t count = out.size(0), channels = out.size(1), height = out.size(2), width = out.size(3);
-  const int64_t m = is_interleaved(out) ? channels : 1;
+  const int64_t m = is_interleaved(out) ? channels : 1, groups = channels / m;
   const auto* const cotangent = data_of<const G>(grad);
   auto* const target = data_of<G>(out);
-  const int64_t all = std::max<int64_t>(boxes.size(), 1);
   std::vector<std::vector<Contribution<G, A>>> parts(count);
   const auto pass = [&] {
-    const int64_t groups = channels / std::max<int64_t>(m, 1), blocks = ceil_div(height, kRows);
-    const int64_t grain = kGrain / (4 * width * m * kRows);
-    torch::stable::parallel_for(0, count * groups * blocks, std::max<int64_t>(grain, 1), [&](int64_t from, int64_t to) {
-      std::vector<A> scratch;
-      for (int64_t task = from; task < to; ++task) {
-        const int64_t image = task / (groups * blocks), c = task / blocks % groups * m, begin = task % blocks * kRows;
-        image_rows<G, A>(parts[image], view_of(out, target, image), width, c, m, begin, std::min(begin + kRows, height),
-                         scratch);
+    const int64_t rows = std::min(kRows, height), elements = rows * width * m;
+    const int64_t some = std::clamp<int64_t>(kElements / elements, 1, groups);  // channels of a piece
+    const int64_t bands = ceil_div(height, rows), blocks = ceil_div(groups, some);
+    const int64_t grain = std::max<int64_t>(kGrain / (4 * elements * some), 1);
+    torch::stable::parallel_for(0, count * blocks * bands, grain, [&](int64_t from, int64_t to) {
+      Scratch<A> scratch;
+      for (int64_t piece = from; piece < to; ++piece) {
+        const int64_t image = piece / (blocks * bands), c = piece / bands % blocks * some, begin = piece % bands * rows;
+        K::template grad_images<G>(parts[image], view_of(out, target, image), width, m, c * m,
+                                   std::min(c + some, groups) * m, begin, std::min(begin + rows, height), scratch);
       }
     });
   };
   if (boxes.size() == 0) return pass();
   // Every row of the gradient is written once, by one thread, with all its boxes: they have to be planned together.
-  boxes.each_run<A>(all, spatial(grad), {height, width}, options, false,
-                    [&](int64_t, const std::vector<BoxPlan<A>>& plans) {
-                      std::vector<Readers<A>> readers(plans.size());
-                      parallel(static_cast<int64_t>(plans.size()), 8, [&](int64_t r) {
-                        if (plans[r].valid) readers[r] = transpose(plans[r].y);
-                      });
-                      for (int64_t r = 0; r < boxes.size(); ++r)
-                        if (plans[r].valid)
-                          parts[plans[r].image].push_back({&plans[r], &readers[r], view_of(grad, cotangent, r)});
-                      pass();
-                    });
+  const Boxes::Need need{.back = true, .m = m, .lookups = K::lookups};
+  boxes.each_run<A>(boxes.size(), spatial(grad), {height, width}, options, need, [&](int64_t, const auto& plans) {
+    for (int64_t r = 0; r < boxes.size(); ++r)
+      if (plans[r].valid) parts[plans[r].image].push_back({&plans[r], view_of(grad, cotangent, r)});
+    pass();
+  });
 }
 
-template <class T>
+template <class K, class T>
 void nearest_typed(const Tensor& images, const Boxes& boxes, const Sizes& size, const Options& options,
                    const std::vector<double>& fills, const Tensor& out) {
   const int64_t channels = images.size(1);
   const auto* const source = data_of<const T>(images);
   auto* const target = data_of<T>(out);
-  std::vector<T> fill(channels);
+  const auto fill = std::make_unique<T[]>(channels);  // no vector, which has no data() for bool
   for (int64_t c = 0; c < channels; ++c) fill[c] = store<T>(fills[fills.size() == 1 ? 0 : c]);
-  std::vector<T> invalid = fill;
-  if constexpr (std::is_floating_point_v<T> || std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>)
-    std::fill(invalid.begin(), invalid.end(), store<T>(std::numeric_limits<double>::quiet_NaN()));
-  const Bands bands(boxes.size(), channels, size[0]);
-  boxes.each_run<float>(
-      kBoxes, size, spatial(images), options, false, [&](int64_t first, const std::vector<BoxPlan<float>>& plans) {
-        parallel(bands.tasks(static_cast<int64_t>(plans.size())), bands.grain(2 * size[1]), [&](int64_t task) {
-          const BoxPlan<float>& box = plans[bands.box(task)];
-          const auto view = view_of(out, target, first + bands.box(task));
-          const int64_t c = bands.group(task), begin = bands.begin(task), end = bands.end(task);
-          if (box.valid)
-            return nearest_rows<T, float>(box, view_of(images, source, box.image), view, c, begin, end, fill[c]);
-          for (int64_t i = begin; i < end; ++i)
-            for (int64_t j = 0; j < size[1]; ++j) view.at(c, i)[j * view.column] = invalid[c];
-        });
-      });
+  constexpr bool floating = std::is_floating_point_v<T> || std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>;
+  const Pieces pieces(channels * size[0], 2 * size[1]);
+  boxes.each_run<float>(kBoxes, size, spatial(images), options, {}, [&](int64_t first, const auto& plans) {
+    pieces.share(plans, [&](const BoxPlan<float>& box, int64_t r, int64_t piece, Scratch<float>&) {
+      const auto view = view_of(out, target, first + r);
+      const int64_t begin = pieces.begin(piece), end = pieces.end(piece);
+      if (box.valid)
+        return K::template nearest<T>(box, view_of(images, source, box.image), view, begin, end, fill.get());
+      if constexpr (floating)
+        fill_rows(view, size[0], size[1], 1, begin, end, nans<T>(channels).data());
+      else
+        fill_rows(view, size[0], size[1], 1, begin, end, fill.get());
+    });
+  });
 }
 
-// Calls f.template operator()<T>() with the storage type of a dtype.
+enum class Level { plain, avx2, avx512 };
+
+// What the kernels run at: the best that processor and compiler know, or what DIFFCROP_SIMD asks for if that is less.
+Level level() {
+  static const Level chosen = [] {
+    Level best = Level::plain;
+#if DIFFCROP_X86
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
+      best = Level::avx2;
+    if (best == Level::avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"))
+      best = Level::avx512;
+#endif
+    const char* const asked = std::getenv("DIFFCROP_SIMD");
+    const std::string name = asked == nullptr ? "" : asked;
+    if (name == "default") return Level::plain;
+    return name == "avx2" ? std::min(best, Level::avx2) : best;
+  }();
+  return chosen;
+}
+
+// Calls f.template operator()<K, T>() with the kernels of this processor and the storage type of a dtype.
+template <class T, class F>
+void dispatch_level(const F& f) {
+  switch (level()) {
+#if DIFFCROP_X86
+    case Level::avx512:
+      return f.template operator()<avx512::Kernels, T>();
+    case Level::avx2:
+      return f.template operator()<avx2::Kernels, T>();
+#endif
+    default:
+      return f.template operator()<plain::Kernels, T>();
+  }
+}
+
 template <class F>
 void dispatch(ScalarType dtype, const F& f) {
   switch (dtype) {
     case ScalarType::Double:
-      return f.template operator()<double>();
+      return dispatch_level<double>(f);
     case ScalarType::Float:
-      return f.template operator()<float>();
+      return dispatch_level<float>(f);
     case ScalarType::Half:
-      return f.template operator()<Half>();
+      return dispatch_level<Half>(f);
     case ScalarType::BFloat16:
-      return f.template operator()<BFloat16>();
+      return dispatch_level<BFloat16>(f);
     case ScalarType::Byte:
-      return f.template operator()<uint8_t>();
+      return dispatch_level<uint8_t>(f);
     default:
       throw std::runtime_error("diffcrop: the kernels do not read this dtype");
   }
@@ -387,21 +424,21 @@ template <class F>
 void dispatch_any(ScalarType dtype, const F& f) {
   switch (dtype) {
     case ScalarType::Bool:
-      return f.template operator()<bool>();
+      return f.template operator()<plain::Kernels, bool>();
     case ScalarType::Char:
-      return f.template operator()<int8_t>();
+      return f.template operator()<plain::Kernels, int8_t>();
     case ScalarType::Short:
-      return f.template operator()<int16_t>();
+      return f.template operator()<plain::Kernels, int16_t>();
     case ScalarType::Int:
-      return f.template operator()<int32_t>();
+      return f.template operator()<plain::Kernels, int32_t>();
     case ScalarType::Long:
-      return f.template operator()<int64_t>();
+      return f.template operator()<plain::Kernels, int64_t>();
     case ScalarType::UInt16:
-      return f.template operator()<uint16_t>();
+      return f.template operator()<plain::Kernels, uint16_t>();
     case ScalarType::UInt32:
-      return f.template operator()<uint32_t>();
+      return f.template operator()<plain::Kernels, uint32_t>();
     case ScalarType::UInt64:
-      return f.template operator()<uint64_t>();
+      return f.template operator()<plain::Kernels, uint64_t>();
     default:
       return dispatch(dtype, f);
   }
@@ -429,9 +466,11 @@ Tensor crop(const Tensor& images, const Tensor& boxes_tensor, const OptionalTens
   const Tensor out = allocate({boxes.size(), images.size(1), size[0], size[1]}, dtype, images, channels_last);
   if (images.size(1) == 0) return out;
   if (options.mode == Mode::nearest)
-    dispatch_any(images.scalar_type(), [&]<class T>() { nearest_typed<T>(images, boxes, size, options, fill, out); });
+    dispatch_any(images.scalar_type(),
+                 [&]<class K, class T>() { nearest_typed<K, T>(images, boxes, size, options, fill, out); });
   else
-    dispatch(images.scalar_type(), [&]<class T>() { crop_typed<T>(images, boxes, size, options, fill, out); });
+    dispatch(images.scalar_type(),
+             [&]<class K, class T>() { crop_typed<K, T>(images, boxes, size, options, fill, out); });
   return out;
 }
 
@@ -444,7 +483,8 @@ Tensor crop_jacobian(const Tensor& images, const Tensor& boxes_tensor, const Opt
   const ScalarType dtype = result_dtype(images.scalar_type(), options.mode);
   const Tensor out = allocate({boxes.size(), images.size(1), size[0], size[1], 4}, dtype, images, false);
   if (images.size(1) > 0)
-    dispatch(images.scalar_type(), [&]<class T>() { jacobian_typed<T>(images, boxes, size, options, fill, out); });
+    dispatch(images.scalar_type(),
+             [&]<class K, class T>() { jacobian_typed<K, T>(images, boxes, size, options, fill, out); });
   return out;
 }
 
@@ -458,7 +498,8 @@ Tensor crop_grad_boxes(const Tensor& grad, const Tensor& images, const Tensor& b
   require(grad.scalar_type() == result_dtype(images.scalar_type(), options.mode),
           "grad must have the dtype of the crop");
   const Tensor out = allocate({boxes.size(), 4}, boxes_tensor.scalar_type(), boxes_tensor, false);
-  dispatch(images.scalar_type(), [&]<class T>() { grad_boxes_typed<T>(grad, images, boxes, options, fill, out); });
+  dispatch(images.scalar_type(),
+           [&]<class K, class T>() { grad_boxes_typed<K, T>(grad, images, boxes, options, fill, out); });
   return out;
 }
 
@@ -473,19 +514,16 @@ Tensor crop_grad_images(const Tensor& grad, const Tensor& boxes_tensor, const Op
   require(grad.size(0) == boxes.size() && grad.size(1) == image_shape[1], "grad must have shape (R, C, h, w)");
   require(grad.scalar_type() != ScalarType::Byte, "grad must be floating-point");
   if (image_shape[0] == 0 || image_shape[1] == 0) return out;
-  dispatch(grad.scalar_type(), [&]<class G>() {
-    if constexpr (!std::is_integral_v<G>) grad_images_typed<G>(grad, boxes, options, out);
+  dispatch(grad.scalar_type(), [&]<class K, class G>() {
+    if constexpr (!std::is_integral_v<G>) grad_images_typed<K, G>(grad, boxes, options, out);
   });
   return out;
 }
 
-// The level that the kernels run at, not what the processor could do: without clones it is "default" everywhere.
+// The level that the kernels run at, not what the processor could do.
 std::string simd_level() {
-#if DIFFCROP_HAS_CLONES
-  if (__builtin_cpu_supports("x86-64-v4")) return "avx512";
-  if (__builtin_cpu_supports("x86-64-v3")) return "avx2";
-#endif
-  return "default";
+  constexpr const char* names[] = {"default", "avx2", "avx512"};
+  return names[static_cast<int>(level())];
 }
 
 }  // namespace

@@ -41,10 +41,22 @@ struct Run {
   double first, count;
 };
 
+// The nearest integer, ties to even: adding 2^52 and a half of it leaves no room for a fraction. The functions of the
+// library are calls where the oldest processors are to be served.
+inline double rounded(double x) {
+  constexpr double shift = 0x1.8p52;
+  return std::abs(x) < 0x1p51 ? (x + shift) - shift : x;
+}
+
+inline double floored(double x) {
+  const double whole = rounded(x);
+  return whole - (whole > x ? 1 : 0);
+}
+
 // The lattice points in (before, last].
 inline Run run_of(const Lattice& lattice, double before, double last) {
-  const double m = std::floor((before - lattice.anchor) / lattice.step) + 1;
-  const double count = std::floor((last - lattice.anchor) / lattice.step) - m + 1;
+  const double m = floored((before - lattice.anchor) / lattice.step) + 1;
+  const double count = floored((last - lattice.anchor) / lattice.step) - m + 1;
   return {lattice.anchor + m * lattice.step, std::max(count, 0.0)};
 }
 
@@ -57,7 +69,7 @@ inline double exact_floor(double a, double b, double c = 0) {
     return sum;
   };
   double error = 0;
-  const double total = two_sum(two_sum(a, b, error), c, error), whole = std::nearbyint(total);
+  const double total = two_sum(two_sum(a, b, error), c, error), whole = rounded(total);
   return whole - ((total - whole) + error < 0 ? 1 : 0);
 }
 
@@ -81,29 +93,36 @@ struct Piece {
 
 class Polynomial {
  public:
-  explicit Polynomial(std::vector<Piece> pieces) : pieces_(std::move(pieces)) {}
-
-  static Polynomial triangle() { return Polynomial({{-1, 0, 1, 1, 0, 0}, {0, 1, 1, -1, 0, 0}}); }
+  static Polynomial triangle() { return Polynomial(2, {{{-1, 0, 1, 1, 0, 0}, {0, 1, 1, -1, 0, 0}}}); }
   static Polynomial cubic(double a) {
-    return Polynomial({{-2, -1, -4 * a, -8 * a, -5 * a, -a},
-                       {-1, 0, 1, 0, -(a + 3), -(a + 2)},
-                       {0, 1, 1, 0, -(a + 3), a + 2},
-                       {1, 2, -4 * a, 8 * a, -5 * a, a}});
+    return Polynomial(4, {{{-2, -1, -4 * a, -8 * a, -5 * a, -a},
+                           {-1, 0, 1, 0, -(a + 3), -(a + 2)},
+                           {0, 1, 1, 0, -(a + 3), a + 2},
+                           {1, 2, -4 * a, 8 * a, -5 * a, a}}});
   }
 
-  double reach(double width) const { return pieces_.back().stop * width; }
-  Run taps(double c, double w) const {
-    const double before = knot(pieces_.front().start, c, w);
-    return {before + 1, knot(pieces_.back().stop, c, w) - before};
+  double reach(double width) const { return pieces_[count_ - 1].stop * width; }
+
+  // The taps of a position, piece n those in (knot[n], knot[n + 1]].
+  struct Support : Run {
+    std::array<double, 5> knot;
+  };
+  Support support(double c, double w) const {
+    Support s{};
+    for (int n = 0; n <= count_; ++n) s.knot[n] = knot(pieces_[0].start + n, c, w);
+    s.first = s.knot[0] + 1, s.count = s.knot[count_] - s.knot[0];
+    return s;
   }
   // Calls visit(k, weight) for the taps in [lower, upper].
   template <class Visit>
-  void visit(double c, double w, double lower, double upper, const Visit& visit) const {
-    for (const Piece& piece : pieces_) {
-      const double last = std::min(knot(piece.stop, c, w), upper);
-      for (double k = std::max(knot(piece.start, c, w) + 1, lower); k <= last; ++k) {
-        const double x = (k - c) / w, slope = piece.slope(x);
-        visit(k, Weight{piece.value(x), -slope / w, -x * slope / w});
+  void visit(const Support& support, double c, double w, double lower, double upper, const Visit& visit) const {
+    const double inverse = 1 / w;
+    for (int n = 0; n < count_; ++n) {
+      const Piece& piece = pieces_[n];
+      const double last = std::min(support.knot[n + 1], upper);
+      for (double k = std::max(support.knot[n] + 1, lower); k <= last; ++k) {
+        const double x = (k - c) / w, by_center = -piece.slope(x) * inverse;
+        visit(k, Weight{piece.value(x), by_center, x * by_center});
       }
     }
   }
@@ -111,7 +130,8 @@ class Polynomial {
   Weight sum(double c, double w, const Lattice& lattice) const {
     Weight total;
     const double h = lattice.step / w;
-    for (const Piece& piece : pieces_) {
+    for (int n = 0; n < count_; ++n) {
+      const Piece& piece = pieces_[n];
       const double before = std::clamp(knot(piece.start, c, w), lattice.lower - 1, lattice.upper);
       const double last = std::clamp(knot(piece.stop, c, w), lattice.lower - 1, lattice.upper);
       const auto [first, count] = run_of(lattice, before, last);
@@ -132,20 +152,30 @@ class Polynomial {
   // a w is exact: the breakpoints are 0, 1 and 2.
   static double knot(int a, double c, double w) { return exact_floor(snapped(c, w), a * w); }
 
-  std::vector<Piece> pieces_;
+  Polynomial(int count, const std::array<Piece, 4>& pieces) : count_(count), pieces_(pieces) {}
+
+  int count_;
+  std::array<Piece, 4> pieces_;  // each one unit long
 };
 
 // Overlap of pixel [k, k+1] with the footprint: the part of it left of the right edge less that left of the left edge.
 class Area {
  public:
   double reach(double width) const { return 0.5 * (width + 1); }
-  Run taps(double c, double w) const {
+
+  struct Edge {
+    double position, pixel;  // the pixel to the right of it
+  };
+  struct Support : Run {
+    Edge left, right;
+  };
+  Support support(double c, double w) const {
     const auto [left, right] = edges(c, w);
-    return {left.pixel, right.pixel - left.pixel + 1};
+    return {{left.pixel, right.pixel - left.pixel + 1}, left, right};
   }
   template <class Visit>
-  void visit(double c, double w, double lower, double upper, const Visit& visit) const {
-    const auto [left, right] = edges(c, w);
+  void visit(const Support& support, double, double, double lower, double upper, const Visit& visit) const {
+    const Edge &left = support.left, &right = support.right;
     const double last = std::min(right.pixel, upper);
     for (double k = std::max(left.pixel, lower); k <= last; ++k) {
       Weight overlap = part(right, k, 0.5);
@@ -164,9 +194,6 @@ class Area {
   bool normalized(double) const { return false; }
 
  private:
-  struct Edge {
-    double position, pixel;  // the pixel to the right of it
-  };
   static std::pair<Edge, Edge> edges(double c, double w) {
     const double half = 0.5 * w, near = snapped(c, w);
     return {{c + 0.5 - half, exact_floor(near, -half, 0.5)}, {c + 0.5 + half, exact_floor(near, half, 0.5)}};
@@ -181,7 +208,7 @@ class Area {
       if (edge.pixel >= lattice.lower && edge.pixel <= lattice.upper) return {edge.position, 1, spread};
       return {std::clamp(edge.pixel, lattice.lower, lattice.upper + 1), 0, 0};
     }
-    const double copy = std::floor((edge.pixel - lattice.anchor) / lattice.step);
+    const double copy = floored((edge.pixel - lattice.anchor) / lattice.step);
     if (edge.pixel - lattice.anchor - copy * lattice.step == 0) return {copy + (edge.position - edge.pixel), 1, spread};
     return {copy + 1, 0, 0};
   }
@@ -201,7 +228,7 @@ inline std::pair<double, double> sinc(double x) {
     return {value, slope * x};
   }
   // The argument is reduced to the nearest integer first, which makes the zeros exact.
-  const double nearest = std::nearbyint(x), sign = static_cast<int64_t>(nearest) % 2 == 0 ? 1 : -1;
+  const double nearest = rounded(x), sign = static_cast<int64_t>(nearest) % 2 == 0 ? 1 : -1;
   const double value = sign * std::sin(M_PI * (x - nearest)) / (M_PI * x);
   return {value, (sign * std::cos(M_PI * (x - nearest)) - value) / x};
 }
@@ -319,19 +346,19 @@ class Smooth {
   explicit Smooth(double scale) : scale_(scale) {}
 
   double reach(double width) const { return F::support * scale_ * width; }
-  Run taps(double c, double w) const {
-    const double before = std::floor(c - reach(w));
-    return {before + 1, std::floor(c + reach(w)) - before};
+  using Support = Run;
+  Support support(double c, double w) const {
+    const double before = floored(c - reach(w));
+    return {before + 1, floored(c + reach(w)) - before};
   }
   template <class Visit>
-  void visit(double c, double w, double lower, double upper, const Visit& visit) const {
-    const auto [first, count] = taps(c, w);
-    const double last = std::min(first + count - 1, upper);
-    for (double k = std::max(first, lower); k <= last; ++k) visit(k, at(k, c, w));
+  void visit(const Support& support, double c, double w, double lower, double upper, const Visit& visit) const {
+    const double last = std::min(support.first + support.count - 1, upper);
+    for (double k = std::max(support.first, lower); k <= last; ++k) visit(k, at(k, c, w));
   }
   Weight sum(double c, double w, const Lattice& lattice) const {
-    const double before = std::clamp(std::floor(c - reach(w)), lattice.lower - 1, lattice.upper);
-    const double last = std::clamp(std::floor(c + reach(w)), lattice.lower - 1, lattice.upper);
+    const double before = std::clamp(floored(c - reach(w)), lattice.lower - 1, lattice.upper);
+    const double last = std::clamp(floored(c + reach(w)), lattice.lower - 1, lattice.upper);
     const auto [first, count] = run_of(lattice, before, last);
     const bool whole = lattice.lower == -kInfinity && lattice.upper == kInfinity;
     if (count > (whole ? kLong : kLongTail))

@@ -2,7 +2,9 @@
 // derivative at a kink depends on the side on which they fall.
 #include "plan.h"
 
+#include <algorithm>
 #include <cstddef>
+#include <numeric>
 #include <variant>
 
 namespace diffcrop {
@@ -70,24 +72,29 @@ class Axis {
   // Normalised weights of the output at position c.
   void weights(double c, double w, Folded& out) const {
     c = bring_near(c, w);
-    fold(c, w, out);
+    const bool complete = fold(c, w, out);
     if (options_.padding == Padding::renormalize) {
-      Weight total;
-      for (const Weight& tap : out.taps) total += tap;
+      const Weight total = sum(out.taps);
       if (c >= -0.5 && c <= pixels_ - 0.5)
         normalize(out.taps, total);
       else
         out.taps.clear();
     } else if (!filter_.normalized(w)) {
-      normalize(out.taps, filter_.sum(c, w, {}));
+      normalize(out.taps, complete ? sum(out.taps) : filter_.sum(c, w, {}));
     }
   }
 
  private:
+  static Weight sum(const std::vector<Weight>& taps) {
+    Weight total;
+    for (const Weight& tap : taps) total += tap;
+    return total;
+  }
+
   static void normalize(std::vector<Weight>& taps, const Weight& total) {
     const double scale = 1 / total.value;
     for (Weight& tap : taps) {
-      tap.value = tap.value / total.value;
+      tap.value = tap.value * scale;
       tap.by_center = (tap.by_center - tap.value * total.by_center) * scale;
       tap.by_width = (tap.by_width - tap.value * total.by_width) * scale;
     }
@@ -100,33 +107,40 @@ class Axis {
     return std::clamp(c, -margin, pixels_ + margin);
   }
 
-  void fold(double c, double w, Folded& out) const {
+  // Whether all taps are there as they are.
+  bool fold(double c, double w, Folded& out) const {
     out.taps.clear();
-    const auto [first, count] = filter_.taps(c, w);
-    const double last = first + count - 1;
-    if (is_periodic_ && (first < 0 || last >= pixels_)) return fold_periodic(c, w, first, last, out);
+    const auto support = filter_.support(c, w);
+    const double first = support.first, last = first + support.count - 1;
+    const bool inside = first >= 0 && last < pixels_;
+    if (is_periodic_ && !inside) {
+      fold_periodic(support, c, w, out);
+      return false;
+    }
     const double end = pixels_ - 1;
     double lower = std::max(first, 0.0), upper = std::min(last, end);
     if (options_.padding == Padding::border) {
       // Taps outside are led to the edge pixels; with all of them on one side that pixel alone remains.
       lower = std::min(lower, end), upper = std::max(upper, 0.0);
     }
-    if (!(lower <= upper)) return;
+    if (!(lower <= upper)) return false;
     out.start = static_cast<int64_t>(lower);
     out.taps.resize(static_cast<size_t>(upper - lower) + 1);
-    filter_.visit(c, w, lower, upper,
+    filter_.visit(support, c, w, lower, upper,
                   [&](double k, const Weight& tap) { out.taps[static_cast<size_t>(k - lower)] = tap; });
     if (options_.padding == Padding::border) {
       if (pixels_ == 1) {
         out.taps[0] = filter_.sum(c, w, {});
-        return;
+        return true;
       }
       if (first < 0) out.taps.front() = filter_.sum(c, w, {.upper = 0});
       if (last > end) out.taps.back() = filter_.sum(c, w, {.lower = end});
     }
+    return inside;
   }
 
-  void fold_periodic(double c, double w, double first, double last, Folded& out) const {
+  void fold_periodic(const typename F::Support& support, double c, double w, Folded& out) const {
+    const double first = support.first, last = first + support.count - 1;
     if (last - first + 1 > kPeriods * periodic_.period) {
       out.start = 0;
       for (double k = 0; k < pixels_; ++k) {
@@ -150,7 +164,7 @@ class Axis {
     }
     out.start = static_cast<int64_t>(lower);
     out.taps.resize(static_cast<size_t>(upper - lower) + 1);
-    filter_.visit(c, w, first, last, [&](double k, const Weight& tap) {
+    filter_.visit(support, c, w, first, last, [&](double k, const Weight& tap) {
       const double pixel = periodic_.mirrored ? periodic_.fold(k, pixels_) : remainder(k, pixels_);
       out.taps[static_cast<size_t>(pixel < lower ? pixel + pixels_ - lower : pixel - lower)] += tap;
     });
@@ -192,43 +206,78 @@ Sampling sample(double lo, double hi, int64_t n, bool align_corners) {
 template <class A>
 class Builder {
  public:
-  Builder(AxisPlan<A>& plan, bool derivatives, bool widening)
-      : plan_(plan), derivatives_(derivatives), widening_(widening) {}
+  Builder(AxisPlan<A>& plan, int64_t outputs, int64_t pixels, bool derivatives, bool widening)
+      : plan_(plan), derivatives_(derivatives), widening_(derivatives && widening) {
+    plan.outputs = outputs, plan.pixels = pixels;
+    plan.start.resize(outputs), plan.count.resize(outputs), plan.offset.resize(outputs + 1);
+    for (int order = 0; order < (derivatives ? kOrders : 1); ++order) plan.share[order].resize(outputs);
+    resize(2 * outputs);
+  }
 
   // Appends an output. Taps at the ends of the run that do nothing are dropped: an identity reads one pixel.
-  void append(const Folded& folded) {
+  void append(Folded& folded) {
     const auto idle = [&](const Weight& tap) {
       return tap.value == 0 && !(derivatives_ && (tap.by_center != 0 || (widening_ && tap.by_width != 0)));
     };
     size_t begin = 0, end = folded.taps.size();
     while (begin < end && idle(folded.taps[begin])) ++begin;
     while (begin < end && idle(folded.taps[end - 1])) --end;
-    const int64_t start = (folded.start + static_cast<int64_t>(begin)) % plan_.pixels;
-    plan_.start.push_back(static_cast<int32_t>(start));
-    plan_.count.push_back(static_cast<int32_t>(end - begin));
-    plan_.offset.push_back(plan_.offset.back() + static_cast<int64_t>(end - begin));
-    Weight sum;
-    for (size_t i = begin; i < end; ++i) {
-      const Weight& tap = folded.taps[i];
-      sum += tap;
-      plan_.weight.push_back(static_cast<A>(tap.value));
-      if (derivatives_) plan_.by_center.push_back(static_cast<A>(tap.by_center));
-      if (derivatives_ && widening_) plan_.by_width.push_back(static_cast<A>(tap.by_width));
+    int64_t start = (folded.start + static_cast<int64_t>(begin)) % plan_.pixels;
+    const auto count = static_cast<int64_t>(end - begin);
+    if (start + count > plan_.pixels) {
+      if (count == plan_.pixels) {
+        std::rotate(folded.taps.begin() + begin, folded.taps.begin() + (end - start), folded.taps.begin() + end);
+        start = 0;
+      } else {
+        wraps_ = true;
+      }
     }
-    plan_.share.push_back(static_cast<A>(sum.value));
-    plan_.share_by_center.push_back(static_cast<A>(sum.by_center));
-    plan_.share_by_width.push_back(static_cast<A>(sum.by_width));
-    if (begin == end) return;
-    const int64_t stop = start + static_cast<int64_t>(end - begin);
-    const bool wraps = stop > plan_.pixels;
-    const bool fresh = plan_.first == plan_.last;
-    plan_.first = wraps ? 0 : fresh ? start : std::min(plan_.first, start);
-    plan_.last = wraps ? plan_.pixels : fresh ? stop : std::max(plan_.last, stop);
+    append(start, count, folded.taps.data() + begin);
+  }
+
+  void append(int64_t start, int64_t count, const Weight* taps) {
+    if (used_ + count > static_cast<int64_t>(plan_.weight.size())) resize(2 * (used_ + count));
+    plan_.start[output_] = static_cast<int32_t>(start);
+    plan_.count[output_] = static_cast<int32_t>(count);
+    plan_.offset[output_] = used_;
+    Weight sum;
+    for (int64_t t = 0; t < count; ++t) {
+      sum += taps[t];
+      plan_.weight[used_ + t] = static_cast<A>(taps[t].value);
+    }
+    plan_.share[kValue][output_] = static_cast<A>(sum.value);
+    if (derivatives_) {
+      for (int64_t t = 0; t < count; ++t) plan_.by_center[used_ + t] = static_cast<A>(taps[t].by_center);
+      plan_.share[kByCenter][output_] = static_cast<A>(sum.by_center);
+      plan_.share[kByWidth][output_] = static_cast<A>(sum.by_width);
+    }
+    if (widening_)
+      for (int64_t t = 0; t < count; ++t) plan_.by_width[used_ + t] = static_cast<A>(taps[t].by_width);
+    used_ += count, ++output_;
+    if (count == 0) return;
+    first_ = std::min(first_, start), last_ = std::max(last_, start + count);
+  }
+
+  void finish() {
+    plan_.offset[output_] = used_;
+    resize(used_);
+    if (last_ > 0) plan_.first = wraps_ ? 0 : first_, plan_.last = wraps_ ? plan_.pixels : last_;
+    if (!wraps_) return;
+    plan_.place.resize(used_);
+    for (int64_t j = 0; j < plan_.outputs; ++j)
+      for (int64_t t = 0; t < plan_.count[j]; ++t)
+        plan_.place[plan_.offset[j] + t] = static_cast<int32_t>((plan_.start[j] + t) % plan_.pixels);
   }
 
  private:
+  void resize(int64_t size) {
+    plan_.weight.resize(size);
+    if (derivatives_) plan_.by_center.resize(size);
+    if (widening_) plan_.by_width.resize(size);
+  }
   AxisPlan<A>& plan_;
-  bool derivatives_, widening_;
+  bool derivatives_, widening_, wraps_ = false;
+  int64_t output_ = 0, used_ = 0, first_ = std::numeric_limits<int64_t>::max(), last_ = 0;
 };
 
 // The pixel that a nearest output reads, or -1.
@@ -249,17 +298,25 @@ int64_t nearest_pixel(double c, int64_t pixels, const Options& options) {
 
 }  // namespace
 
+// What most outputs of the most used filter read, without the detour: two pixels of the image, x = k - c for the first.
+template <class A>
+bool append_pair(Builder<A>& builder, double c, int64_t pixels, bool derivatives) {
+  const double k = floored(snapped(c, 1));
+  if (!(k >= 0 && k + 1 < static_cast<double>(pixels))) return false;
+  const Weight taps[] = {{1 + (k - c), -1, 0}, {1 - (k + 1 - c), 1, 0}};
+  builder.append(static_cast<int64_t>(k), derivatives || taps[1].value != 0 ? 2 : 1, taps);
+  return true;
+}
+
 template <class A>
 AxisPlan<A> plan_axis(double lo, double hi, int64_t outputs, int64_t pixels, const Options& options, bool derivatives) {
   AxisPlan<A> plan;
-  plan.outputs = outputs, plan.pixels = pixels;
-  plan.offset.push_back(0);
   Sampling sampling = sample(lo, hi, outputs, options.align_corners);
   const bool widening = options.antialias && options.mode != Mode::nearest && sampling.reduction > 1 + kSlack;
   const double width = widening ? sampling.reduction : 1;
   plan.width_slope = widening ? sampling.slope : 0;
   plan.fraction = std::move(sampling.fraction);
-  Builder<A> builder(plan, derivatives, widening);
+  Builder<A> builder(plan, outputs, pixels, derivatives, widening);
   Folded folded;
   if (options.mode == Mode::nearest || (options.align_corners && pixels == 1)) {
     for (const double c : sampling.center) {
@@ -268,6 +325,7 @@ AxisPlan<A> plan_axis(double lo, double hi, int64_t outputs, int64_t pixels, con
       folded.start = std::max<int64_t>(folded.start, 0);
       builder.append(folded);
     }
+    builder.finish();
     return plan;
   }
   const Filter filter = make_filter(options);
@@ -275,41 +333,58 @@ AxisPlan<A> plan_axis(double lo, double hi, int64_t outputs, int64_t pixels, con
       [&](const auto& f) {
         const Axis axis(f, options, pixels);
         for (const double c : sampling.center) {
+          if (options.mode == Mode::bilinear && !widening && append_pair(builder, c, pixels, derivatives)) continue;
           axis.weights(c, width, folded);
           builder.append(folded);
         }
       },
       filter);
+  builder.finish();
   return plan;
 }
 
 template <class A>
-Readers<A> transpose(const AxisPlan<A>& plan) {
-  Readers<A> readers;
-  const int64_t span = plan.last - plan.first;
-  readers.offset.assign(static_cast<size_t>(span) + 1, 0);
+Band<A> transpose(const Band<A>& band) {
+  Band<A> result;
+  const int64_t span = band.last - band.first;
+  result.outputs = span, result.pixels = band.outputs;
+  result.start.assign(span, 0), result.count.assign(span, 0), result.offset.assign(span + 1, 0);
   const auto each = [&](const auto& visit) {
-    for (int64_t j = 0; j < plan.outputs; ++j)
-      for (int64_t t = 0; t < plan.count[j]; ++t) {
-        const int64_t k = plan.start[j] + t;
-        visit((k < plan.pixels ? k : k - plan.pixels) - plan.first, j, plan.weight[plan.offset[j] + t]);
-      }
+    for (int64_t j = 0; j < band.outputs; ++j)
+      for (int64_t t = 0; t < band.count[j]; ++t)
+        visit(band.pixel(j, t) - band.first, static_cast<int32_t>(j), band.weight[band.offset[j] + t]);
   };
-  each([&](int64_t k, int64_t, A) { ++readers.offset[k + 1]; });
-  for (int64_t k = 0; k < span; ++k) readers.offset[k + 1] += readers.offset[k];
-  readers.output.resize(plan.weight.size());
-  readers.weight.resize(plan.weight.size());
-  std::vector<int64_t> next(readers.offset.begin(), readers.offset.end() - 1);
-  each([&](int64_t k, int64_t j, A weight) {
-    readers.output[next[k]] = static_cast<int32_t>(j);
-    readers.weight[next[k]++] = weight;
+  // Readers of a pixel come in order. They are in a row, or nearly so (a weight that is 0 may be left out between two
+  // that are not), but where a periodic padding shows a pixel to several parts of the crop.
+  std::vector<int32_t> readers(span, 0);
+  each([&](int64_t k, int32_t j, A) {
+    if (readers[k]++ == 0) result.start[k] = j;
+    result.count[k] = j - result.start[k] + 1;
   });
-  return readers;
+  const auto total = [](const std::vector<int32_t>& counts) {
+    return std::accumulate(counts.begin(), counts.end(), int64_t{0});
+  };
+  const bool scattered = total(result.count) > 2 * total(readers);
+  if (scattered) result.count = std::move(readers);
+  for (int64_t k = 0; k < span; ++k) result.offset[k + 1] = result.offset[k] + result.count[k];
+  result.weight.assign(result.offset[span], 0);
+  if (scattered) {
+    result.place.resize(result.offset[span]);
+    std::vector<int64_t> next(result.offset.begin(), result.offset.end() - 1);
+    each([&](int64_t k, int32_t j, A weight) {
+      result.place[next[k]] = j;
+      result.weight[next[k]++] = weight;
+    });
+  } else {
+    each([&](int64_t k, int32_t j, A weight) { result.weight[result.offset[k] + j - result.start[k]] = weight; });
+  }
+  result.first = 0, result.last = band.outputs;
+  return result;
 }
 
 template AxisPlan<float> plan_axis(double, double, int64_t, int64_t, const Options&, bool);
 template AxisPlan<double> plan_axis(double, double, int64_t, int64_t, const Options&, bool);
-template Readers<float> transpose(const AxisPlan<float>&);
-template Readers<double> transpose(const AxisPlan<double>&);
+template Band<float> transpose(const Band<float>&);
+template Band<double> transpose(const Band<double>&);
 
 }  // namespace diffcrop

@@ -1,6 +1,7 @@
 // What one axis of one box reads: for each output a run of pixels with their weights, all in the precision of the sums.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -18,14 +19,27 @@ struct Options {
   bool align_corners;
 };
 
-// Output j reads pixels (start[j] + t) % pixels with weights[offset[j] + t], t < count[j]. The run wraps around only
-// under circular padding.
+// What a pixel is weighted with: its weight, or that weight's derivative by the position or by the filter's width.
+enum Order { kValue, kByCenter, kByWidth };
+constexpr int kOrders = 3;
+
+// A banded matrix: output j reads pixels start[j] + t with weights[offset[j] + t], t < count[j].
 template <class A>
-struct AxisPlan {
+struct Band {
   int64_t outputs = 0, pixels = 0;
   std::vector<int32_t> start, count;
   std::vector<int64_t> offset;
   std::vector<A> weight;
+  // The pixel of every weight where they are not in a row, which periodic paddings alone lead to; else empty.
+  std::vector<int32_t> place;
+  // All pixels read lie in [first, last).
+  int64_t first = 0, last = 0;
+
+  int64_t pixel(int64_t j, int64_t t) const { return place.empty() ? start[j] + t : place[offset[j] + t]; }
+};
+
+template <class A>
+struct AxisPlan : Band<A> {
   // Where derivatives are asked for: by the position and by the width of the filter. The latter is empty where the
   // width does not depend on the box (no reduction, or no antialiasing).
   std::vector<A> by_center, by_width;
@@ -33,24 +47,19 @@ struct AxisPlan {
   std::vector<double> fraction;
   double width_slope = 0;
   // The sums of an output's weights and of their derivatives.
-  std::vector<A> share, share_by_center, share_by_width;
-  // All runs lie in [first, last).
-  int64_t first = 0, last = 0;
+  std::array<std::vector<A>, kOrders> share;
+
+  const std::vector<A>& weights(Order order) const {
+    return order == kValue ? this->weight : order == kByCenter ? by_center : by_width;
+  }
 };
 
 // lo and hi are finite. With `derivatives` the taps are those of which the weight or a derivative is not zero.
 template <class A>
 AxisPlan<A> plan_axis(double lo, double hi, int64_t outputs, int64_t pixels, const Options& options, bool derivatives);
 
-// The transposed runs: which outputs read a pixel, in order, with their weights.
+// The transposed matrix, without the pixels that nothing reads at both ends: its output k is pixel band.first + k.
 template <class A>
-struct Readers {
-  std::vector<int64_t> offset;  // pixel k (less the plan's `first`) is read by entries offset[k]..offset[k + 1]
-  std::vector<int32_t> output;
-  std::vector<A> weight;
-};
-
-template <class A>
-Readers<A> transpose(const AxisPlan<A>& plan);
+Band<A> transpose(const Band<A>& band);
 
 }  // namespace diffcrop

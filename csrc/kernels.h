@@ -1,0 +1,143 @@
+// What the operations work on, and the operations themselves for each instruction set: Kernels of the namespaces
+// avx512, avx2 and plain. No PyTorch in here.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "lanes.h"
+#include "plan.h"
+#include "storage.h"
+
+// Functions can be compiled for another instruction set than the library where the compiler knows how to mark them.
+#if defined(__x86_64__) && defined(__GNUC__)
+#define DIFFCROP_X86 1
+#include <immintrin.h>
+#else
+#define DIFFCROP_X86 0
+#endif
+
+namespace diffcrop {
+
+// Memory for the rows of one thread: taken piece by piece, given back together.
+template <class A>
+class Scratch {
+ public:
+  A* take(int64_t n) {
+    constexpr int64_t line = 64 / sizeof(A);
+    n = (n + line - 1) / line * line;
+    if (blocks_.empty() || used_ + n > blocks_.back().size) {
+      const int64_t size = std::max<int64_t>({n, 4096, blocks_.empty() ? 0 : 2 * blocks_.back().size});
+      blocks_.push_back({std::unique_ptr<A, Free>(static_cast<A*>(
+                             ::operator new(static_cast<size_t>(size) * sizeof(A), std::align_val_t{64}))),
+                         size});
+      used_ = 0;
+    }
+    used_ += n;
+    return blocks_.back().data.get() + (used_ - n);
+  }
+  // All pieces are given back; the largest block stays.
+  void clear() {
+    if (blocks_.size() > 1) blocks_.erase(blocks_.begin(), blocks_.end() - 1);
+    used_ = 0;
+  }
+  // Gives back what was taken since mark().
+  using Mark = std::pair<size_t, int64_t>;
+  Mark mark() const { return {blocks_.size(), used_}; }
+  void release(const Mark& mark) {
+    if (blocks_.size() == mark.first) used_ = mark.second;
+  }
+
+ private:
+  struct Free {
+    void operator()(A* data) const { ::operator delete(data, std::align_val_t{64}); }
+  };
+  struct Piece {
+    std::unique_ptr<A, Free> data;
+    int64_t size;
+  };
+  std::vector<Piece> blocks_;
+  int64_t used_ = 0;
+};
+
+// A box's plans, or that it is not finite or names no image.
+template <class A>
+struct BoxPlan {
+  bool valid = false;
+  int64_t image = 0;
+  AxisPlan<A> y, x;
+  Operator<A> across;  // x
+  RowOrder order;
+  // The transposed matrices.
+  Band<A> y_back, x_back;
+  Operator<A> back;  // x_back
+  RowOrder order_back;
+};
+
+// A derivative by the ends of an axis.
+struct AxisSum {
+  double lo = 0, hi = 0;
+};
+
+struct BoxSum {
+  AxisSum y, x;
+};
+
+// One box's part in the gradient of its image.
+template <class G, class A>
+struct Contribution {
+  const BoxPlan<A>* box;
+  View<const G> grad;
+};
+
+}  // namespace diffcrop
+
+#define DIFFCROP_LEVEL plain
+#define DIFFCROP_LOOKUPS 0
+#include "passes.h"
+#include "resample.h"
+#undef DIFFCROP_LEVEL
+
+#if DIFFCROP_X86
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,bmi,bmi2"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v3")
+#endif
+#define DIFFCROP_LEVEL avx2
+#include "passes.h"
+#include "resample.h"
+#undef DIFFCROP_LEVEL
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#undef DIFFCROP_LOOKUPS
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,bmi,bmi2"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
+#endif
+#define DIFFCROP_LEVEL avx512
+#define DIFFCROP_LOOKUPS 1
+#include "passes.h"
+#include "resample.h"
+#undef DIFFCROP_LEVEL
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+#undef DIFFCROP_LOOKUPS

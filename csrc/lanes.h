@@ -1,0 +1,69 @@
+// A banded matrix laid out for vectors: sixteen outputs at a time, each tap of all of them found by one permutation.
+//
+// The runs of sixteen neighbouring outputs start close to each other where an axis is enlarged or reduced a little.
+// Then one, two or four registers loaded from the first of them on hold the t-th pixel of every run, and a permutation
+// brings each to its lane. Gathering them one by one takes several times longer on every processor.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "plan.h"
+
+namespace diffcrop {
+
+constexpr int kLanes = 16;
+// Rows that are worked on together: they share what is read of the tables, and a row is read some time after it was
+// written, when it can be read in other pieces than it was written in.
+constexpr int kBatch = 4;
+// What may be read behind the end of a row.
+constexpr int64_t kOverread = 4 * kLanes;
+
+// How a block finds its pixels: in so many registers, or output by output.
+enum class Lookup : int8_t { one, two, four, single };
+
+// Outputs [16 b, 16 b + 16) of block b, where a row has m numbers to a pixel: output j of channel c is place j m + c.
+struct Block {
+  int32_t from;   // the first number read, counted from pixel band.first
+  int32_t taps;   // the longest run
+  int64_t table;  // where its masks are, and times 16 its weights
+  Lookup lookup;
+};
+
+struct Lanes {
+  std::vector<Block> blocks;   // empty where no block gains
+  std::vector<int32_t> place;  // where the run of each lane starts, less `from`
+  std::vector<uint16_t> mask;  // for each tap the lanes that have it: what others would read may be NaN
+  std::vector<float> weight[kOrders];
+};
+
+// The widest m that is laid out so; beyond it the channels of a pixel fill vectors by themselves.
+constexpr int64_t kMostInterleaved = 8;
+
+// A banded matrix that is applied to rows of m numbers to a pixel, with up to three tables of weights.
+template <class A>
+struct Operator {
+  const Band<A>* band = nullptr;
+  int64_t m = 1;
+  const A* weights[kOrders] = {};
+  Lanes lanes;
+  double cost = 0;  // cycles, roughly
+};
+
+// `weights` are tables laid out as band.weight, null where there is none. The band must outlive the operator.
+// `lookups`: whether permutations of registers are there.
+template <class A>
+Operator<A> make_operator(const Band<A>& band, int64_t m, const std::vector<A>* const (&weights)[kOrders],
+                          bool lookups);
+
+// In which order a product W_y source W_x^T is made.
+struct RowOrder {
+  bool x_first = false;
+  int64_t reach = 1;  // source rows between the first and the last that kBatch neighbouring outputs read
+};
+
+// The cheaper order, as estimated from how many source rows are read, and how often.
+template <class A>
+RowOrder order_of(const Band<A>& y, const Operator<A>& x);
+
+}  // namespace diffcrop

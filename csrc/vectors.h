@@ -1,0 +1,187 @@
+// The passes of float rows with registers of sixteen: what compilers do not make of the plain loops in passes.h, loads
+// and stores of part of a register and permutations. For AVX-512, included by kernels.h there alone.
+
+namespace diffcrop::DIFFCROP_LEVEL {
+
+inline __mmask16 first_lanes(int64_t n) {
+  return static_cast<__mmask16>(n >= kLanes ? 0xffff : (1 << n) - 1);
+}
+
+// --- sixteen numbers of any type, or those of them that are in a mask ------------------------------------------------
+
+inline __m512 load_lanes(const float* from, __mmask16 mask) {
+  return _mm512_maskz_loadu_ps(mask, from);
+}
+inline __m512 load_lanes(const Half* from, __mmask16 mask) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from));
+}
+inline __m512 load_lanes(const BFloat16* from, __mmask16 mask) {
+  const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+}
+inline __m512 load_lanes(const uint8_t* from, __mmask16 mask) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, from)));
+}
+
+// --- down the columns ------------------------------------------------------------------------------------------------
+
+// See combine.
+template <bool add, int orders, int count, class T>
+inline void combine_sixteen(float* const (&out)[orders], const T* const (&rows)[count],
+                            const __m512 (&weight)[orders][count], int64_t x, __mmask16 mask) {
+  __m512 sum[orders];
+  for (int r = 0; r < count; ++r) {
+    const __m512 pixel = load_lanes(rows[r] + x, mask);
+    for (int n = 0; n < orders; ++n)
+      sum[n] = r == 0 ? _mm512_mul_ps(weight[n][0], pixel) : _mm512_fmadd_ps(weight[n][r], pixel, sum[n]);
+  }
+  for (int n = 0; n < orders; ++n) {
+    if (add) sum[n] = _mm512_add_ps(sum[n], _mm512_maskz_loadu_ps(mask, out[n] + x));
+    _mm512_mask_storeu_ps(out[n] + x, mask, sum[n]);
+  }
+}
+
+template <bool add, int orders, int count, class T>
+inline void combine_lanes(float* const (&out)[kOrders], const T* const (&rows)[count],
+                          const float (&weight)[orders][count], int64_t length) {
+  // Copies, because a store could change the originals for all that the compiler knows.
+  __m512 wide[orders][count];
+  const T* from[count];
+  float* to[orders];
+  for (int r = 0; r < count; ++r) from[r] = rows[r];
+  for (int n = 0; n < orders; ++n) {
+    to[n] = out[n];
+    for (int r = 0; r < count; ++r) wide[n][r] = _mm512_set1_ps(weight[n][r]);
+  }
+  int64_t x = 0;
+  for (; x + kLanes <= length; x += kLanes) combine_sixteen<add, orders, count>(to, from, wide, x, 0xffff);
+  if (x < length) combine_sixteen<add, orders, count>(to, from, wide, x, first_lanes(length - x));
+}
+
+// --- along the row ---------------------------------------------------------------------------------------------------
+
+// Lane l gets from[place[l]]; `upper` has the lanes whose place is 32 or more.
+template <Lookup lookup>
+inline __m512 look_up(const float* from, __m512i place, __mmask16 upper) {
+  const __m512 first = _mm512_loadu_ps(from);
+  if constexpr (lookup == Lookup::one) return _mm512_permutexvar_ps(place, first);
+  const __m512 lower = _mm512_permutex2var_ps(first, place, _mm512_loadu_ps(from + kLanes));
+  if constexpr (lookup == Lookup::two) return lower;
+  const __m512 third = _mm512_loadu_ps(from + 2 * kLanes), fourth = _mm512_loadu_ps(from + 3 * kLanes);
+  return _mm512_mask_blend_ps(upper, lower, _mm512_permutex2var_ps(third, place, fourth));
+}
+
+// sum[n][r] = the sixteen outputs of a block with table order + n, of row r.
+template <int orders, int count, Lookup lookup>
+inline void weigh(__m512 (&sum)[orders][count], const float* const (&rows)[count], const Operator<float>& op, int order,
+                  int64_t b) {
+  const Block& block = op.lanes.blocks[b];
+  const __m512i place = _mm512_loadu_si512(op.lanes.place.data() + b * kLanes);
+  const __mmask16 upper = _mm512_cmpgt_epi32_mask(place, _mm512_set1_epi32(2 * kLanes - 1));
+  const uint16_t* const mask = op.lanes.mask.data() + block.table;
+  const float* weight[orders];
+  for (int n = 0; n < orders; ++n) weight[n] = op.lanes.weight[order + n].data() + block.table * kLanes;
+  int64_t from = block.from;
+  for (int64_t t = 0; t < block.taps; ++t, from += op.m) {
+    __m512 w[orders];
+    for (int n = 0; n < orders; ++n) w[n] = _mm512_loadu_ps(weight[n] + t * kLanes);
+    for (int r = 0; r < count; ++r) {
+      const __m512 pixel = look_up<lookup>(rows[r] + from, place, upper);
+      // The first is a product and no sum, which would lose the sign of zero.
+      for (int n = 0; n < orders; ++n)
+        sum[n][r] =
+            t == 0 ? _mm512_maskz_mul_ps(mask[0], w[n], pixel) : _mm512_mask3_fmadd_ps(w[n], pixel, sum[n][r], mask[t]);
+    }
+  }
+}
+
+inline float weigh_run(const float* weight, const float* from, int64_t count) {
+  __m512 sums = _mm512_setzero_ps();
+  for (int64_t t = 0; t < count; t += kLanes) {
+    const __mmask16 mask = first_lanes(count - t);
+    sums = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, weight + t), _mm512_maskz_loadu_ps(mask, from + t), sums);
+  }
+  return _mm512_reduce_add_ps(sums);
+}
+
+// The same for a block whose runs lie far apart or are long: one output after the other.
+template <int orders, int count>
+inline void weigh_single(__m512 (&sum)[orders][count], const float* const (&rows)[count], const Operator<float>& op,
+                         int order, int64_t b) {
+  const Band<float>& band = *op.band;
+  alignas(64) float result[orders][count][kLanes] = {};
+  const int64_t begin = b * kLanes, end = std::min<int64_t>(begin + kLanes, band.outputs * op.m);
+  for (int64_t x = begin; x < end; ++x) {
+    const int64_t j = x / op.m, taps = band.count[j], offset = band.offset[j];
+    const int64_t from = (band.start[j] - band.first) * op.m + x % op.m;
+    for (int r = 0; r < count; ++r)
+      for (int n = 0; n < orders; ++n) {
+        const float* const weight = op.weights[order + n] + offset;
+        const float* const pixel = rows[r] + from;
+        float total = 0;
+        if (op.m == 1 && taps > 4) {
+          total = weigh_run(weight, pixel, taps);
+        } else if (taps > 0) {
+          total = weight[0] * pixel[0];
+          for (int64_t t = 1; t < taps; ++t) total += weight[t] * pixel[t * op.m];
+        }
+        result[n][r][x - begin] = total;
+      }
+  }
+  for (int n = 0; n < orders; ++n)
+    for (int r = 0; r < count; ++r) sum[n][r] = _mm512_load_ps(result[n][r]);
+}
+
+template <int orders, int count>
+inline void weigh_block(__m512 (&sum)[orders][count], const float* const (&rows)[count], const Operator<float>& op,
+                        int order, int64_t b) {
+  for (int n = 0; n < orders; ++n)
+    for (int r = 0; r < count; ++r) sum[n][r] = _mm512_setzero_ps();
+  switch (op.lanes.blocks[b].lookup) {
+    case Lookup::one:
+      return weigh<orders, count, Lookup::one>(sum, rows, op, order, b);
+    case Lookup::two:
+      return weigh<orders, count, Lookup::two>(sum, rows, op, order, b);
+    case Lookup::four:
+      return weigh<orders, count, Lookup::four>(sum, rows, op, order, b);
+    case Lookup::single:
+      return weigh_single<orders, count>(sum, rows, op, order, b);
+  }
+}
+
+template <bool add, int count>
+inline void gather_lanes(float* const* outs, const float* const* rows, const Operator<float>& op, int order) {
+  const auto blocks = static_cast<int64_t>(op.lanes.blocks.size());
+  const float* from[count];
+  for (int r = 0; r < count; ++r) from[r] = rows[r];
+  for (int64_t b = 0; b < blocks; ++b) {
+    __m512 sum[1][count];
+    weigh_block<1, count>(sum, from, op, order, b);
+    const __mmask16 mask = first_lanes(op.band->outputs * op.m - b * kLanes);
+    for (int r = 0; r < count; ++r) {
+      float* const to = outs[r] + b * kLanes;
+      if constexpr (add) sum[0][r] = _mm512_add_ps(sum[0][r], _mm512_maskz_loadu_ps(mask, to));
+      _mm512_mask_storeu_ps(to, mask, sum[0][r]);
+    }
+  }
+}
+
+// Rows g and totals[n] may be read and written up to a multiple of sixteen.
+template <int orders, int count>
+inline void add_products_lanes(float* const (&totals)[2], const float* const* g, const float* const* rows,
+                               const Operator<float>& op) {
+  const auto blocks = static_cast<int64_t>(op.lanes.blocks.size());
+  const float* from[count];
+  for (int r = 0; r < count; ++r) from[r] = rows[r];
+  for (int64_t b = 0; b < blocks; ++b) {
+    __m512 sum[orders][count];
+    weigh_block<orders, count>(sum, from, op, kByCenter, b);
+    for (int n = 0; n < orders; ++n) {
+      __m512 total = _mm512_loadu_ps(totals[n] + b * kLanes);
+      for (int r = 0; r < count; ++r) total = _mm512_fmadd_ps(_mm512_loadu_ps(g[r] + b * kLanes), sum[n][r], total);
+      _mm512_storeu_ps(totals[n] + b * kLanes, total);
+    }
+  }
+}
+
+}  // namespace diffcrop::DIFFCROP_LEVEL
