@@ -7,6 +7,10 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <array>
 #include <optional>
 #include <stdexcept>
@@ -88,10 +92,25 @@ bool is_interleaved(const Tensor& tensor) {
   return tensor.size(1) > 1 && tensor.stride(1) == 1 && tensor.stride(3) == tensor.size(1);
 }
 
+// Asks for large pages in a fresh tensor: of a large one, page faults are most of the cost. Advice that the system does
+// not know or take does no harm.
+void advise_huge_pages(const Tensor& tensor) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t page = 4096, least = uintptr_t{4} << 20;
+  const auto bytes = static_cast<uintptr_t>(tensor.numel()) * tensor.element_size();
+  if (bytes < least) return;
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  const uintptr_t first = (begin + page - 1) / page * page, last = (begin + bytes) / page * page;
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
 Tensor allocate(const Sizes& sizes, ScalarType dtype, const Tensor& like, bool channels_last) {
   const auto format =
       channels_last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous;
-  return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format);
+  const Tensor tensor = torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format);
+  advise_huge_pages(tensor);
+  return tensor;
 }
 
 // The boxes of a call and the image that each of them reads.

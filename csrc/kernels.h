@@ -85,6 +85,11 @@ struct AxisSum {
   double lo = 0, hi = 0;
 };
 
+// Sums that go on over many rows, a part in each lane, weighted for both ends of the axis.
+struct DotLanes {
+  double lo[kLanes] = {}, hi[kLanes] = {};
+};
+
 struct BoxSum {
   AxisSum y, x;
 };

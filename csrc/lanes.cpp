@@ -89,23 +89,23 @@ RowOrder order_of(const Band<A>& y, const Operator<A>& x) {
   RowOrder order;
   if (!y.place.empty()) return order;
   // Source rows are counted once for all neighbours that share them.
-  int64_t taps = 0, touched = 0, first = 0, last = 0;
+  int64_t outputs = 0, taps = 0, touched = 0, first = 0, last = 0;
+  int64_t starts[kBatch] = {}, stops[kBatch] = {};
   for (int64_t i = 0; i < y.outputs; ++i) {
+    if (y.count[i] == 0) continue;
     const int64_t start = y.start[i], stop = start + y.count[i];
     taps += y.count[i];
     touched += y.count[i] - std::max<int64_t>(std::min(stop, last) - std::max(start, first), 0);
     first = start, last = stop;
-    int64_t low = start, high = stop;
-    for (int64_t n = std::max<int64_t>(i - kBatch + 1, 0); n < i; ++n) {
-      low = std::min<int64_t>(low, y.start[n]), high = std::max<int64_t>(high, y.start[n] + y.count[n]);
-    }
-    order.reach = std::max(order.reach, high - low);
+    starts[outputs % kBatch] = start, stops[outputs % kBatch] = stop, ++outputs;
+    const int64_t some = std::min<int64_t>(outputs, kBatch);
+    order.reach =
+        std::max(order.reach, *std::max_element(stops, stops + some) - *std::min_element(starts, starts + some));
   }
   const auto sum = [](int64_t taps, int64_t length) { return static_cast<double>(taps * length) / kLanes; };
   const int64_t width = x.band->outputs * x.m, columns = (x.band->last - x.band->first) * x.m;
-  const double y_first = sum(taps + y.outputs, columns) + static_cast<double>(y.outputs) * x.cost;
-  const double x_first =
-      sum(2 * touched, columns) + static_cast<double>(touched) * x.cost + sum(taps + y.outputs, width);
+  const double y_first = sum(taps + outputs, columns) + static_cast<double>(outputs) * x.cost;
+  const double x_first = sum(2 * touched, columns) + static_cast<double>(touched) * x.cost + sum(taps + outputs, width);
   order.x_first = x_first < y_first;
   return order;
 }

@@ -59,7 +59,8 @@ Operator<A> make_operator(const Band<A>& band, int64_t m, const std::vector<A>* 
 // In which order a product W_y source W_x^T is made.
 struct RowOrder {
   bool x_first = false;
-  int64_t reach = 1;  // source rows between the first and the last that kBatch neighbouring outputs read
+  // Source rows from the first to the last that kBatch neighbouring outputs read, those that read nothing left out.
+  int64_t reach = 1;
 };
 
 // The cheaper order, as estimated from how many source rows are read, and how often.

@@ -164,25 +164,32 @@ void add_products(int orders, int64_t count, A* const (&totals)[2], const A* con
 
 // --- sums and conversions --------------------------------------------------------------------------------------------
 
-// Two numbers for each lane, so that sums over rows need not go across lanes: see box_rows.
-constexpr int kDotLanes = 32;
-struct DotLanes {
-  double lo[kDotLanes] = {}, hi[kDotLanes] = {};
-};
-
-// Adds (1 - fraction) <a, b> to `lo` and fraction <a, b> to `hi`. In a fixed number of partial sums, whatever the
-// vector width.
+// Adds (1 - fraction) <a, b> to `lo` and fraction <a, b> to `hi`, lane by lane. In a fixed number of partial sums,
+// whatever the vector width; rows are added up in double precision.
 template <class A>
-void add_dot(DotLanes& total, double fraction, const A* __restrict a, const A* __restrict b, int64_t length) {
-  A sum[kDotLanes] = {};
+inline void add_dot(DotLanes& total, double fraction, const A* a, const A* b, int64_t length) {
+#if DIFFCROP_LOOKUPS
+  if constexpr (std::is_same_v<A, float>) return add_dot_lanes(total, fraction, a, b, length);
+#endif
+  A sum[2 * kLanes] = {};
   int64_t x = 0;
-  for (; x + kDotLanes <= length; x += kDotLanes)
-    for (int i = 0; i < kDotLanes; ++i) sum[i] += a[x + i] * b[x + i];
+  for (; x + 2 * kLanes <= length; x += 2 * kLanes)
+    for (int i = 0; i < 2 * kLanes; ++i) sum[i] += a[x + i] * b[x + i];
   for (int i = 0; x < length; ++x, ++i) sum[i] += a[x] * b[x];
-  for (int i = 0; i < kDotLanes; ++i) {
-    total.lo[i] += (1 - fraction) * sum[i];
-    total.hi[i] += fraction * sum[i];
+  for (int i = 0; i < kLanes; ++i) {
+    const double both = sum[i] + sum[i + kLanes];
+    total.lo[i] += (1 - fraction) * both;
+    total.hi[i] += fraction * both;
   }
+}
+
+template <class A>
+inline void zero(A* out, int64_t length) {
+#if DIFFCROP_LOOKUPS
+  if constexpr (std::is_same_v<A, float>)
+    if (length <= 8 * kLanes) return zero_lanes(out, length);
+#endif
+  std::fill_n(out, length, A(0));
 }
 
 // A row of a view as numbers of the sum's type, m channels side by side.

@@ -37,8 +37,9 @@ struct Row {
 template <class T, class A>
 class Product {
  public:
-  Product(const Band<A>& y, const Operator<A>& x, const RowOrder& order, const View<const T>& source,
-          Scratch<A>& scratch)
+  // Outputs will be asked for in [begin, end).
+  Product(const Band<A>& y, const Operator<A>& x, const RowOrder& order, const View<const T>& source, int64_t begin,
+          int64_t end, Scratch<A>& scratch)
       : y_(y),
         x_(x),
         source_(source),
@@ -48,8 +49,9 @@ class Product {
         x_first_(y.place.empty() && (order.x_first || !dense_)) {
     for (A*& row : rows_) row = scratch.take(columns_ + kOverread);
     if (x_first_) {
-      kept_.assign(order.reach, {-1, -1});
-      ring_ = scratch.take(order.reach * width_);
+      for (int64_t i = begin; i < end; ++i) stop_ = std::max<int64_t>(stop_, y.start[i] + y.count[i]);
+      kept_.assign(order.reach + kBatch, {-1, -1});
+      ring_ = scratch.take((order.reach + kBatch) * width_);
     } else if (!dense_) {
       line_ = scratch.take(columns_);
     }
@@ -84,24 +86,24 @@ class Product {
     }
   }
 
-  // Gathers the source rows of some outputs unless they are kept already. The rows of kBatch neighbours fit together.
+  // Gathers the source rows of some outputs unless they are kept already, and with them the next ones, as kBatch take
+  // little longer than one. The ring holds the rows of kBatch neighbours, and those.
   void keep(int64_t count, const Row* rows) {
-    const auto reach = static_cast<int64_t>(kept_.size());
-    A* outs[kBatch];
-    int64_t missing = 0;
     for (int64_t r = 0; r < count; ++r)
       for (int64_t k = y_.start[rows[r].i], stop = k + y_.count[rows[r].i]; k < stop; ++k) {
-        Row& kept = kept_[k % reach];
-        if (kept.i == k && kept.c == rows[r].c) continue;
-        kept = {rows[r].c, k};
-        read_row(rows_[missing], source_.at(kept.c, k) + x_.band->first * source_.column, columns_ / x_.m,
-                 source_.column, x_.m, source_.channel);
-        outs[missing] = ring_ + k % reach * width_;
-        if (++missing < kBatch) continue;
-        gather<false>(missing, outs, rows_, x_, kValue);
-        missing = 0;
+        A* outs[kBatch];
+        int64_t missing = 0;
+        for (int64_t n = k; n < (missing > 0 ? stop_ : k + 1) && missing < kBatch && n < k + kBatch; ++n) {
+          const int64_t slot = n % static_cast<int64_t>(kept_.size());
+          Row& kept = kept_[slot];
+          if (kept.i == n && kept.c == rows[r].c) continue;
+          kept = {rows[r].c, n};
+          read_row(rows_[missing], source_.at(kept.c, n) + x_.band->first * source_.column, columns_ / x_.m,
+                   source_.column, x_.m, source_.channel);
+          outs[missing++] = ring_ + slot * width_;
+        }
+        if (missing > 0) gather<false>(missing, outs, rows_, x_, kValue);
       }
-    if (missing > 0) gather<false>(missing, outs, rows_, x_, kValue);
   }
 
   // Asks for what the row kBatch further on will read: processors foresee long rows by themselves, but not short ones.
@@ -134,7 +136,8 @@ class Product {
   const int64_t columns_, width_;
   const bool dense_, x_first_;
   A *rows_[kBatch], *line_ = nullptr, *ring_ = nullptr;
-  std::vector<Row> kept_;  // of source row k at k % reach
+  std::vector<Row> kept_;  // of source row k in slot k % its size
+  int64_t stop_ = 0;       // no source row from here on is read
 };
 
 // Rows of one box are counted through its channels: row f is output f % h of channel f / h (times m: the first of those
@@ -157,7 +160,10 @@ void crop_rows(const BoxPlan<A>& box, const View<const T>& image, const View<O>&
                const A* fill, Scratch<A>& scratch) {
   scratch.clear();
   const int64_t m = box.across.m, width = box.x.outputs;
-  Product<T, A> product(box.y, box.across, box.order, image, scratch);
+  const Row first = row_at(box, begin), last = row_at(box, end - 1);
+  const bool one = first.c == last.c;
+  Product<T, A> product(box.y, box.across, box.order, image, one ? first.i : 0, one ? last.i + 1 : box.y.outputs,
+                        scratch);
   A* lines[kBatch];
   for (A*& line : lines) line = scratch.take(width * m);
   bool direct = false;  // results are summed where they will stay
@@ -248,7 +254,7 @@ BoxSum box_rows(const BoxPlan<A>& box, const View<const T>& image, const View<co
     add_products(orders_x, count, totals, g, v, box.across, line);
   }
   BoxSum sum;
-  for (int lane = 0; lane < kDotLanes; ++lane) {
+  for (int lane = 0; lane < kLanes; ++lane) {
     sum.y.lo += center_dots.lo[lane] - box.y.width_slope * width_dots.lo[lane];
     sum.y.hi += center_dots.hi[lane] + box.y.width_slope * width_dots.lo[lane];
   }
@@ -297,8 +303,8 @@ void jacobian_rows(const BoxPlan<A>& box, const View<const T>& image, const View
   }
 }
 
-// Rows [begin, end) of channels [c, c_end) of the gradient by one image: each row is summed over all its boxes in their
-// order by one thread, and zero where no box reaches.
+// Rows [begin, end) of channels [c, c_end) of the gradient by one image, summed over all its boxes in their order by one
+// thread. They are few enough to stay in the cache from the zeros to the last sum, so memory is written once.
 template <class G, class A>
 void image_rows(const std::vector<Contribution<G, A>>& boxes, const View<G>& out, int64_t pixels, int64_t m, int64_t c,
                 int64_t c_end, int64_t begin, int64_t end, Scratch<A>& scratch) {
@@ -306,53 +312,39 @@ void image_rows(const std::vector<Contribution<G, A>>& boxes, const View<G>& out
   scratch.clear();
   // Sums are kept where they will stay if they may.
   bool direct = false;
-  if constexpr (std::is_same_v<G, A>) direct = is_dense(out, m);
+  if constexpr (std::is_same_v<G, A>) direct = is_dense(out, m) && out.row == length;
   A* const sums = direct ? nullptr : scratch.take((c_end - c) / m * height * length);
   const auto row_of = [&](int64_t channel, int64_t k) {
     if constexpr (std::is_same_v<G, A>)
       if (direct) return out.at(channel, k);
     return sums + ((channel - c) / m * height + k - begin) * length;
   };
-  std::vector<bool> written(height);
+  for (int64_t channel = c; channel < c_end; channel += m) std::fill_n(row_of(channel, begin), height * length, A(0));
   for (const auto& part : boxes) {
-    const Band<A>&y = part.box->y_back, &x = part.box->x_back;
-    const int64_t top = part.box->y.first, left = part.box->x.first * m, right = left + x.outputs * m;
+    const Band<A>& y = part.box->y_back;
+    const int64_t top = part.box->y.first, left = part.box->x.first * m;
     const int64_t first = std::max(begin, top), last = std::min(end, top + y.outputs);
     if (first >= last) continue;
     const auto mark = scratch.mark();
-    Product<G, A> product(y, part.box->back, part.box->order_back, part.grad, scratch);
-    for (int64_t channel = c; channel < c_end; channel += m) {
-      // Runs of rows that are read, and that are all to be written or all to be added to.
-      for (int64_t k = first, count; k < last; k += count) {
+    Product<G, A> product(y, part.box->back, part.box->order_back, part.grad, first - top, last - top, scratch);
+    for (int64_t channel = c; channel < c_end; channel += m)
+      for (int64_t k = first; k < last;) {
         A* outs[kBatch];
         Row rows[kBatch];
-        const bool fresh = !written[k - begin], idle = y.count[k - top] == 0;
-        for (count = 0; count < kBatch && k + count < last; ++count) {
-          if ((y.count[k + count - top] == 0) != idle || written[k + count - begin] == fresh) break;
-          rows[count] = {channel, k + count - top};
-          outs[count] = row_of(channel, k + count) + left;
+        int64_t count = 0;
+        for (; count < kBatch && k < last; ++k) {
+          if (y.count[k - top] == 0) continue;
+          rows[count] = {channel, k - top};
+          outs[count++] = row_of(channel, k) + left;
         }
-        if (idle) continue;
-        if (!fresh) {
-          product.template rows<true>(count, rows, outs);
-          continue;
-        }
-        product.template rows<false>(count, rows, outs);
-        for (int64_t r = 0; r < count; ++r) {
-          std::fill_n(outs[r] - left, left, A(0));
-          std::fill_n(outs[r] - left + right, length - right, A(0));
-        }
+        product.template rows<true>(count, rows, outs);
       }
-    }
-    for (int64_t k = first; k < last; ++k)
-      if (y.count[k - top] > 0) written[k - begin] = true;
     scratch.release(mark);
   }
+  if (direct) return;
   for (int64_t channel = c; channel < c_end; channel += m)
-    for (int64_t k = begin; k < end; ++k) {
-      if (!written[k - begin]) std::fill_n(row_of(channel, k), length, A(0));
-      if (!direct) write_row(out.at(channel, k), row_of(channel, k), pixels, out.column, m, out.channel);
-    }
+    for (int64_t k = begin; k < end; ++k)
+      write_row(out.at(channel, k), row_of(channel, k), pixels, out.column, m, out.channel);
 }
 
 // Nearest keeps every dtype: elements are moved, not computed.

@@ -184,4 +184,34 @@ inline void add_products_lanes(float* const (&totals)[2], const float* const* g,
   }
 }
 
+// --- sums ------------------------------------------------------------------------------------------------------------
+
+// See add_dot.
+inline void add_dot_lanes(DotLanes& total, double fraction, const float* a, const float* b, int64_t length) {
+  __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
+  int64_t x = 0;
+  for (; x + 2 * kLanes <= length; x += 2 * kLanes) {
+    even = _mm512_fmadd_ps(_mm512_loadu_ps(a + x), _mm512_loadu_ps(b + x), even);
+    odd = _mm512_fmadd_ps(_mm512_loadu_ps(a + x + kLanes), _mm512_loadu_ps(b + x + kLanes), odd);
+  }
+  for (; x < length; x += kLanes, std::swap(even, odd)) {
+    const __mmask16 mask = first_lanes(length - x);
+    even = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, a + x), _mm512_maskz_loadu_ps(mask, b + x), even);
+  }
+  const __m512 sum = _mm512_add_ps(even, odd);
+  const __m512d halves[] = {_mm512_cvtps_pd(_mm512_castps512_ps256(sum)),
+                            _mm512_cvtps_pd(_mm512_extractf32x8_ps(sum, 1))};
+  const __m512d hi = _mm512_set1_pd(fraction), lo = _mm512_set1_pd(1 - fraction);
+  for (int i = 0; i < 2; ++i) {
+    _mm512_storeu_pd(total.lo + 8 * i, _mm512_fmadd_pd(lo, halves[i], _mm512_loadu_pd(total.lo + 8 * i)));
+    _mm512_storeu_pd(total.hi + 8 * i, _mm512_fmadd_pd(hi, halves[i], _mm512_loadu_pd(total.hi + 8 * i)));
+  }
+}
+
+// Short rows without the way to the library.
+inline void zero_lanes(float* out, int64_t length) {
+  for (int64_t x = 0; x < length; x += kLanes)
+    _mm512_mask_storeu_ps(out + x, first_lanes(length - x), _mm512_setzero_ps());
+}
+
 }  // namespace diffcrop::DIFFCROP_LEVEL
