@@ -219,8 +219,9 @@ struct Pieces {
   void share(const std::vector<BoxPlan<A>>& plans, const F& f) const {
     const int64_t grain = std::max<int64_t>(kGrain / std::max<int64_t>(work_ * std::min(length, rows), 1), 1);
     torch::stable::parallel_for(0, static_cast<int64_t>(plans.size()) * each, grain, [&](int64_t from, int64_t to) {
-      Scratch<A> scratch;
+      Scratch<A>& scratch = Scratch<A>::of_thread();
       for (int64_t piece = from; piece < to; ++piece) f(plans[piece / each], piece / each, piece, scratch);
+      scratch.clear();
     });
   }
 
@@ -343,12 +344,13 @@ void grad_images_typed(const Tensor& grad, const Boxes& boxes, const Options& op
     const int64_t bands = ceil_div(height, rows), blocks = ceil_div(groups, some);
     const int64_t grain = std::max<int64_t>(kGrain / (4 * elements * some), 1);
     torch::stable::parallel_for(0, count * blocks * bands, grain, [&](int64_t from, int64_t to) {
-      Scratch<A> scratch;
+      Scratch<A>& scratch = Scratch<A>::of_thread();
       for (int64_t piece = from; piece < to; ++piece) {
         const int64_t image = piece / (blocks * bands), c = piece / bands % blocks * some, begin = piece % bands * rows;
         K::template grad_images<G>(parts[image], view_of(out, target, image), width, m, c * m,
                                    std::min(c + some, groups) * m, begin, std::min(begin + rows, height), scratch);
       }
+      scratch.clear();
     });
   };
   if (boxes.size() == 0) return pass();

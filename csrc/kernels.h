@@ -29,6 +29,12 @@ namespace diffcrop {
 template <class A>
 class Scratch {
  public:
+  // One that stays for the next call: getting memory from the system takes longer than a small crop.
+  static Scratch& of_thread() {
+    static thread_local Scratch scratch;
+    return scratch;
+  }
+
   A* take(int64_t n) {
     constexpr int64_t line = 64 / sizeof(A);
     n = (n + line - 1) / line * line;
@@ -42,9 +48,10 @@ class Scratch {
     used_ += n;
     return blocks_.back().data.get() + (used_ - n);
   }
-  // All pieces are given back; the largest block stays.
+  // All pieces are given back; the largest block stays unless it is huge.
   void clear() {
     if (blocks_.size() > 1) blocks_.erase(blocks_.begin(), blocks_.end() - 1);
+    if (!blocks_.empty() && blocks_.back().size > kMost) blocks_.clear();
     used_ = 0;
   }
   // Gives back what was taken since mark().
@@ -55,6 +62,7 @@ class Scratch {
   }
 
  private:
+  static constexpr int64_t kMost = 1 << 20;
   struct Free {
     void operator()(A* data) const { ::operator delete(data, std::align_val_t{64}); }
   };

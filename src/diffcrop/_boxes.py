@@ -33,7 +33,8 @@ _TO_FLOAT64 = (torch.int64, torch.uint32, torch.uint64)
 
 def promote(boxes: Tensor) -> Tensor:
     """The boxes in the dtype of results: never below float32; int64 becomes float64, float32 and float64 stay."""
-    return boxes.to(promoted_dtype(boxes.dtype))
+    dtype = promoted_dtype(boxes.dtype)
+    return boxes if boxes.dtype == dtype else boxes.to(dtype)
 
 
 def promoted_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -43,6 +43,7 @@ _WHOLE = (
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
     torch.uint16, torch.uint32, torch.uint64,
 )  # fmt: skip
+_DTYPES = frozenset(_FLOATING + _WHOLE)
 
 
 def image(value: Any, axes: int, name: str = "images", batched: bool | None = None) -> Tensor:
@@ -53,7 +54,7 @@ def image(value: Any, axes: int, name: str = "images", batched: bool | None = No
             f"{name} must be a tensor of shape {shapes}, or a list of B tensors, got {_check.describe(value)}; "
             "convert with torch.as_tensor, and move the channels in front of the spatial axes"
         )
-    if value.dtype not in _FLOATING + _WHOLE:
+    if value.dtype not in _DTYPES:
         raise TypeError(
             f"{name} must be floating-point (float64, float32, float16, bfloat16), integer or bool, "
             f"got {_check.describe(value)}"
@@ -70,9 +71,10 @@ def image(value: Any, axes: int, name: str = "images", batched: bool | None = No
             f"{name} must have shape {wanted} where the boxes have {2 * axes} numbers, "
             f"got {_check.describe(value)}{hint}"
         )
-    if any(n == 0 for n in value.shape[-axes:]):
+    spatial = value.shape[-axes:]
+    if min(spatial) == 0:
         raise ValueError(f"{name} must have at least one pixel along every axis, got {_check.describe(value)}")
-    if any(n >= LONGEST for n in value.shape[-axes:]):
+    if max(spatial) >= LONGEST:
         raise ValueError(f"{name} must have fewer than 2**31 pixels along every axis, got {_check.describe(value)}")
     if value.layout != torch.strided:
         raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}; convert it with {name}.to_dense()")

@@ -40,6 +40,11 @@ _library.define(
 _library.define(f"crop_grad_boxes(Tensor grad, Tensor images, Tensor boxes, Tensor? index, {_OPTIONS}) -> Tensor")
 _library.define(f"crop_jacobian(Tensor images, Tensor boxes, Tensor? index, SymInt[] size, {_OPTIONS}) -> Tensor")
 
+_crop = torch.ops.diffcrop.crop.default
+_crop_grad_images = torch.ops.diffcrop.crop_grad_images.default
+_crop_grad_boxes = torch.ops.diffcrop.crop_grad_boxes.default
+_crop_jacobian = torch.ops.diffcrop.crop_jacobian.default
+
 _KERNEL_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 
 
@@ -80,8 +85,9 @@ def crop(
         return result
     if not _differentiated(images, boxes):
         return _forward(images, boxes, index, size, options, impl)
-    function = _Crop if torch.compiler.is_compiling() else _DualCrop
-    return function.apply(images, boxes, index, size, options, impl)
+    if torch.compiler.is_compiling():
+        return _Crop.apply(images, boxes, index, size, options, impl)
+    return _apply(_DualCrop, images, boxes, index, size, options, impl)
 
 
 @in_full_precision
@@ -90,7 +96,7 @@ def jacobian(
 ) -> Tensor:
     """The derivative of `crop` by the boxes, (R, C, *size, 2A)."""
     if impl == "cpu" and not _differentiated(images, boxes):
-        return torch.ops.diffcrop.crop_jacobian(_readable(images, options), boxes, index, size, *options)
+        return _crop_jacobian(_readable(images, options), boxes, index, size, *options)
     columns = []
     for i in range(boxes.shape[-1]):
         unit = torch.zeros_like(boxes)
@@ -121,12 +127,28 @@ def _differentiated(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
+def _apply(function: type[Function], *args: Any) -> Any:
+    """``function.apply`` in eager mode, and its ``forward`` alone where nothing is differentiated.
+
+    Where no transform is active, ``apply`` only adds an inspection of signatures, which takes longer than a small crop.
+    """
+    if in_transform() or torch.compiler.is_compiling():
+        return function.apply(*args)
+    if not torch.is_grad_enabled() and forward_ad._current_level < 0:
+        return function.forward(*args)
+    return super(Function, function).apply(*args)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _forward(
     images: Tensor, boxes: Tensor, index: Tensor | None, size: Sequence[int], options: Options, impl: str
 ) -> Tensor:
     if impl == "cpu":
         images = _readable(images, options)
-        return torch.ops.diffcrop.crop(images, boxes, index, size, is_channels_last(images), *options)
+        if torch.compiler.is_compiling():
+            return _crop(images, boxes, index, size, is_channels_last(images), *options)
+        # What the derivative is registered with the operator for (graphs that hold it) is not needed here, and slow.
+        with torch._C._AutoDispatchBelowAutograd():
+            return _crop(images, boxes, index, size, is_channels_last(images), *options)
     with torch.no_grad():
         result = reference.crop(images, boxes, index, size, options)
     return result.contiguous(memory_format=_layout(is_channels_last(images)))
@@ -192,9 +214,9 @@ def _pull_crop(ctx: Any, grad: Tensor | None, by_images: type[Function], by_boxe
     image_grad = box_grad = None
     if ctx.needs_input_grad[0]:
         layout = (tuple(images.shape), is_channels_last(images))
-        image_grad = by_images.apply(grad, boxes, index, *layout, ctx.options.linear(), ctx.impl)
+        image_grad = _apply(by_images, grad, boxes, index, *layout, ctx.options.linear(), ctx.impl)
     if ctx.needs_input_grad[1]:
-        box_grad = by_boxes.apply(grad, images, boxes, index, ctx.options, ctx.impl)
+        box_grad = _apply(by_boxes, grad, images, boxes, index, ctx.options, ctx.impl)
     return image_grad, box_grad, None, None, None, None
 
 
@@ -204,7 +226,7 @@ class _GradImages(Function):
     @staticmethod
     def forward(grad, boxes, index, image_shape, channels_last, options, impl):
         if impl == "cpu":
-            return torch.ops.diffcrop.crop_grad_images(grad, boxes, index, image_shape, channels_last, *options)
+            return _crop_grad_images(grad, boxes, index, image_shape, channels_last, *options)
         result = reference.grad_images(grad, boxes, index, image_shape, options).to(grad.dtype)
         return result.contiguous(memory_format=_layout(channels_last))
 
@@ -253,9 +275,9 @@ def _pull_grad_images(ctx: Any, cotangent: Tensor | None, push: type[Function], 
     grad, boxes, index = ctx.saved_tensors
     by_grad = box_grad = None
     if ctx.needs_input_grad[0]:
-        by_grad = push.apply(cotangent, boxes, index, tuple(grad.shape[2:]), ctx.options, ctx.impl)
+        by_grad = _apply(push, cotangent, boxes, index, tuple(grad.shape[2:]), ctx.options, ctx.impl)
     if ctx.needs_input_grad[1]:
-        box_grad = by_boxes.apply(grad, cotangent, boxes, index, ctx.options, ctx.impl)
+        box_grad = _apply(by_boxes, grad, cotangent, boxes, index, ctx.options, ctx.impl)
     return by_grad, box_grad, None, None, None, None, None
 
 
@@ -265,7 +287,7 @@ class _GradBoxes(Function):
     @staticmethod
     def forward(grad, images, boxes, index, options, impl):
         if impl == "cpu":
-            return torch.ops.diffcrop.crop_grad_boxes(grad, _readable(images, options), boxes, index, *options)
+            return _crop_grad_boxes(grad, _readable(images, options), boxes, index, *options)
         return reference.grad_boxes(grad, images, boxes, index, options)
 
     @staticmethod

@@ -151,7 +151,7 @@ def crop(
         return _crop_list(images, boxes, size, batch_index, options)
     call = _prepare(images, boxes, size, batch_index, **options)
     result = _ops.crop(call.images, call.boxes, call.owner, call.size, call.options, call.impl)
-    return result.reshape(*call.leading, *result.shape[1:])
+    return result if len(call.leading) == 1 else result.reshape(*call.leading, *result.shape[1:])
 
 
 def crop_with_jacobian(
