@@ -6,62 +6,81 @@
 namespace diffcrop {
 namespace {
 
-// Cycles of a block, roughly, as measured where a permutation takes one: its lookup for each tap, and outputs on their
-// own (one load of sixteen taps each, and a sum across the lanes).
-constexpr int kCost[] = {2, 3, 6};
-constexpr int kCostOfRun = 9, kCostOfSixteen = 2;
+// Cycles of a block and row, roughly, as measured: for each tap, where one to four registers hold all pixels, or pairs
+// of pixels are loaded; for each pixel of a dense block; for a run by itself, and for each sixteen taps of it.
+constexpr double kRegisters[] = {2, 3, 5};
+constexpr double kPair = 15, kPixel = 1, kRun = 9, kSixteen = 2;
+
+struct Choice {
+  Lookup lookup;
+  double cost;
+};
+
+// `window`: numbers from the first run's start to the last one's; `span`: pixels from the first to the last read.
+Choice choose(int64_t m, int64_t window, int64_t taps, int64_t span, double runs) {
+  Choice best{Lookup::single, runs};
+  const auto offer = [&](Lookup lookup, double cost) {
+    if (cost < best.cost) best = {lookup, cost};
+  };
+  const int registers = window <= kLanes ? 0 : window <= 2 * kLanes ? 1 : 2;
+  if (window <= 4 * kLanes) offer(static_cast<Lookup>(registers), kRegisters[registers] * static_cast<double>(taps));
+  if (m == 1) offer(Lookup::pairs, kPair * static_cast<double>((taps + 1) / 2));
+  offer(Lookup::dense, kPixel * static_cast<double>(span));
+  return best;
+}
 
 Lanes make_lanes(const Band<float>& band, int64_t m, const std::vector<float>* const (&weights)[kOrders],
                  double& cost) {
   Lanes lanes;
-  const int64_t total = band.outputs * m;
-  lanes.blocks.reserve((total + kLanes - 1) / kLanes);
-  lanes.place.resize(lanes.blocks.capacity() * kLanes, 0);
-  bool any = false;
+  const int64_t total = band.outputs * m, count = (total + kLanes - 1) / kLanes;
+  lanes.blocks.resize(count);
+  lanes.place.resize(count * kLanes, 0);
   int64_t table = 0;
-  for (int64_t begin = 0; begin < total; begin += kLanes) {
-    const int64_t end = std::min<int64_t>(begin + kLanes, total);
-    int64_t from = INT64_MAX, to = 0, taps = 0, alone = 0;
+  for (int64_t b = 0; b < count; ++b) {
+    const int64_t begin = b * kLanes, end = std::min<int64_t>(begin + kLanes, total);
+    int64_t from = INT64_MAX, to = 0, stop = 0, taps = 0;
+    double runs = 0;
     for (int64_t j = begin / m; j * m < end; ++j) {
-      const int64_t count = band.count[j], start = band.start[j];
-      alone += (kCostOfRun + kCostOfSixteen * ((count + kLanes - 1) / kLanes)) * (m > 1 ? count : 1);
-      if (count == 0) continue;
-      from = std::min(from, start), to = std::max(to, start), taps = std::max(taps, count);
+      const int64_t taps_j = band.count[j], start = band.start[j];
+      runs += m > 1 ? kSixteen * static_cast<double>(m * taps_j)
+                    : kRun + kSixteen * static_cast<double>((taps_j + kLanes - 1) / kLanes);
+      if (taps_j == 0) continue;
+      from = std::min(from, start), to = std::max(to, start), stop = std::max(stop, start + taps_j);
+      taps = std::max(taps, taps_j);
     }
-    if (taps == 0) from = to = band.first;
-    // The channels before the first one of a block are places of the same pixel.
-    const int64_t window = (to - from + 1) * m;
-    const int registers = window <= kLanes ? 0 : window <= 2 * kLanes ? 1 : 2;
-    const bool fits = window <= 4 * kLanes && taps * kCost[registers] <= alone;
-    Block block{static_cast<int32_t>((from - band.first) * m), static_cast<int32_t>(taps), table,
-                fits ? static_cast<Lookup>(registers) : Lookup::single};
-    lanes.blocks.push_back(block);
-    cost += static_cast<double>(fits ? taps * kCost[registers] : alone);
-    if (!fits) continue;
-    any = true;
-    table += taps;
-    for (int64_t x = begin; x < end; ++x)
-      if (band.count[x / m] > 0) lanes.place[x] = static_cast<int32_t>((band.start[x / m] - from) * m + x % m);
-  }
-  if (!any) {
-    lanes.blocks.clear();
-    return lanes;
+    if (taps == 0) from = to = stop = band.first;
+    const Choice chosen = choose(m, (to - from + 1) * m, taps, stop - from, runs);
+    cost += chosen.cost;
+    const int64_t length = chosen.lookup == Lookup::dense   ? stop - from
+                           : chosen.lookup == Lookup::pairs ? (taps + 1) / 2 * 2
+                                                            : taps;
+    lanes.blocks[b] = {static_cast<int32_t>((from - band.first) * m), static_cast<int32_t>(length), table,
+                       chosen.lookup};
+    if (chosen.lookup == Lookup::single) continue;
+    table += length;
+    for (int64_t x = begin; x < end; ++x) {
+      const int64_t run = band.count[x / m] > 0 && chosen.lookup != Lookup::dense ? band.start[x / m] - from : 0;
+      lanes.place[x] = static_cast<int32_t>(run * m + x % m);
+    }
   }
   lanes.mask.assign(table, 0);
   for (int order = 0; order < kOrders; ++order)
     if (weights[order] != nullptr && !weights[order]->empty()) lanes.weight[order].resize(table * kLanes);
-  for (size_t b = 0; b < lanes.blocks.size(); ++b) {
+  for (int64_t b = 0; b < count; ++b) {
     const Block& block = lanes.blocks[b];
     if (block.lookup == Lookup::single) continue;
     for (int64_t lane = 0; lane < kLanes; ++lane) {
-      const int64_t x = static_cast<int64_t>(b) * kLanes + lane;
-      const int64_t count = x < total ? band.count[x / m] : 0;
-      for (int64_t t = 0; t < count; ++t) lanes.mask[block.table + t] |= static_cast<uint16_t>(1 << lane);
+      const int64_t x = b * kLanes + lane;
+      if (x >= total || band.count[x / m] == 0) continue;
+      const int64_t taps = band.count[x / m], offset = band.offset[x / m];
+      const int64_t first =
+          block.table + (block.lookup == Lookup::dense ? band.start[x / m] - band.first - block.from / m : 0);
+      for (int64_t t = 0; t < taps; ++t) lanes.mask[first + t] |= static_cast<uint16_t>(1 << lane);
       for (int order = 0; order < kOrders; ++order) {
         if (lanes.weight[order].empty()) continue;
-        const float* const from = weights[order]->data() + (x < total ? band.offset[x / m] : 0);
-        float* const to = lanes.weight[order].data() + block.table * kLanes + lane;
-        for (int64_t t = 0; t < count; ++t) to[t * kLanes] = from[t];
+        const float* const from = weights[order]->data() + offset;
+        float* const to = lanes.weight[order].data() + first * kLanes + lane;
+        for (int64_t t = 0; t < taps; ++t) to[t * kLanes] = from[t];
       }
     }
   }

@@ -19,20 +19,21 @@ constexpr int kBatch = 4;
 // What may be read behind the end of a row.
 constexpr int64_t kOverread = 4 * kLanes;
 
-// How a block finds its pixels: in so many registers, or output by output.
-enum class Lookup : int8_t { one, two, four, single };
+// How a block finds its pixels: in so many registers; loaded two neighbours at a time, one output after the other; all
+// that lie between the first and the last, with the weight 0 for most lanes; each run by itself.
+enum class Lookup : int8_t { one, two, four, pairs, dense, single };
 
 // Outputs [16 b, 16 b + 16) of block b, where a row has m numbers to a pixel: output j of channel c is place j m + c.
 struct Block {
   int32_t from;   // the first number read, counted from pixel band.first
-  int32_t taps;   // the longest run
+  int32_t taps;   // the longest run; of a dense block the pixels from the first to the last
   int64_t table;  // where its masks are, and times 16 its weights
   Lookup lookup;
 };
 
 struct Lanes {
   std::vector<Block> blocks;   // empty where no block gains
-  std::vector<int32_t> place;  // where the run of each lane starts, less `from`
+  std::vector<int32_t> place;  // where the run of each lane starts, less `from`; of a dense block its channel
   std::vector<uint16_t> mask;  // for each tap the lanes that have it: what others would read may be NaN
   std::vector<float> weight[kOrders];
 };

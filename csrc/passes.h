@@ -11,14 +11,12 @@ namespace diffcrop::DIFFCROP_LEVEL {
 
 // out[n][x] (+)= sum_r weight[n][r] rows[r][x] for the first `orders` of the tables.
 template <bool add, int orders, int count, class T, class A>
-inline void combine(A* const (&out)[kOrders], const T* const (&rows)[count], const A (&weight)[orders][count],
-                    int64_t length) {
-#if DIFFCROP_LOOKUPS
-  if constexpr (std::is_same_v<A, float>) return combine_lanes<add, orders, count>(out, rows, weight, length);
-#endif
+void combine_each(A* const (&out)[kOrders], const T* const (&rows)[count], const A (&weight)[orders][count],
+                  int64_t length) {
   A* const __restrict o0 = out[0];
   A* const __restrict o1 = out[orders > 1 ? 1 : 0];
   A* const __restrict o2 = out[orders > 2 ? 2 : 0];
+  static_assert(count <= 4);
   const T* const __restrict r0 = rows[0];
   const T* const __restrict r1 = rows[count > 1 ? 1 : 0];
   const T* const __restrict r2 = rows[count > 2 ? 2 : 0];
@@ -35,6 +33,17 @@ inline void combine(A* const (&out)[kOrders], const T* const (&rows)[count], con
     if constexpr (orders > 1) o1[x] = add ? o1[x] + sum[1] : sum[1];
     if constexpr (orders > 2) o2[x] = add ? o2[x] + sum[2] : sum[2];
   }
+}
+
+template <bool add, int orders, int count, class T, class A>
+inline void combine(A* const (&out)[kOrders], const T* const (&rows)[count], const A (&weight)[orders][count],
+                    int64_t length) {
+#if DIFFCROP_LOOKUPS
+  if constexpr (std::is_same_v<A, float>)
+    combine_lanes<add, orders, count>(out, rows, weight, length);
+  else
+#endif
+    combine_each<add, orders, count>(out, rows, weight, length);
 }
 
 // Source rows by number: `stride` apart, or the slots of a ring.
@@ -58,31 +67,30 @@ DIFFCROP_INLINE void sum_taps(A* const (&out)[kOrders], const Rows<T> source, co
   combine<add, orders, count>(out, rows, weight, length);
 }
 
-template <bool add, int orders, class T, class A>
+template <bool add, int orders, int most, class T, class A>
 DIFFCROP_INLINE void sum_some(int64_t count, A* const (&out)[kOrders], const Rows<T> source, const Band<A>& band,
                               int64_t i, int64_t t, const A* const (&weights)[orders], int64_t length) {
-  switch (count) {
-    case 1:
-      return sum_taps<add, orders, 1>(out, source, band, i, t, weights, length);
-    case 2:
-      return sum_taps<add, orders, 2>(out, source, band, i, t, weights, length);
-    case 3:
-      return sum_taps<add, orders, 3>(out, source, band, i, t, weights, length);
-    default:
-      return sum_taps<add, orders, 4>(out, source, band, i, t, weights, length);
-  }
+  if (count >= most)
+    sum_taps<add, orders, most>(out, source, band, i, t, weights, length);
+  else if constexpr (most > 1)
+    sum_some<add, orders, most - 1>(count, out, source, band, i, t, weights, length);
 }
 
-// out[n] (+)= sum_t weights[n][t] (row of tap t) for output i, four rows at a time.
+// Rows that are added up in one pass: as many as leave their weights in registers.
+constexpr int kAtOnce = DIFFCROP_LOOKUPS ? 8 : 4;
+
+// out[n] (+)= sum_t weights[n][t] (row of tap t) for output i.
 template <bool add, int orders, class T, class A>
 DIFFCROP_INLINE void sum_rows(A* const (&out)[kOrders], const Rows<T> source, const Band<A>& band, int64_t i,
                               const A* const (&weights)[orders], int64_t length) {
+  constexpr int most = std::is_same_v<A, float> ? kAtOnce : 4;
   const int64_t count = band.count[i];
   if (count > 0)
-    sum_some<add, orders>(count, out, source, band, i, 0, weights, length);
+    sum_some<add, orders, most>(count, out, source, band, i, 0, weights, length);
   else if (!add)
     for (int n = 0; n < orders; ++n) std::fill_n(out[n], length, A(0));
-  for (int64_t t = 4; t < count; t += 4) sum_some<true, orders>(count - t, out, source, band, i, t, weights, length);
+  for (int64_t t = most; t < count; t += most)
+    sum_some<true, orders, most>(count - t, out, source, band, i, t, weights, length);
 }
 
 // --- along the row ---------------------------------------------------------------------------------------------------

@@ -66,10 +66,7 @@ class Product {
         rows_x_first<add>(end - begin, rows + begin, outs + begin);
       }
     } else {
-      for (int64_t r = 0; r < count; ++r) {
-        fetch(rows[r]);
-        sum_source(rows[r], rows_[r]);
-      }
+      for (int64_t r = 0; r < count; ++r) sum_source(rows[r], rows_[r]);
       gather<add>(count, outs, rows_, x_, kValue);
     }
   }
@@ -106,19 +103,6 @@ class Product {
       }
   }
 
-  // Asks for what the row kBatch further on will read: processors foresee long rows by themselves, but not short ones.
-  void fetch(const Row& at) const {
-    if (!dense_ || columns_ * static_cast<int64_t>(sizeof(T)) > kFetched) return;
-    int64_t i = at.i + kBatch, c = at.c;
-    if (i >= y_.outputs) i = std::min(i - y_.outputs, y_.outputs - 1), c += x_.m;
-    if (y_.count[i] == 0) return;
-    const T* const base = source_.at(c, 0) + x_.band->first * source_.column;
-    const char* const first = reinterpret_cast<const char*>(base + y_.pixel(i, 0) * source_.row);
-    const char* const last =
-        reinterpret_cast<const char*>(base + y_.pixel(i, y_.count[i] - 1) * source_.row + columns_);
-    if (last - first > 2 * kFetched) return;
-    for (const char* at = first; at < last; at += 64) __builtin_prefetch(at);
-  }
   void sum_source(const Row& at, A* row) {
     A* const out[kOrders] = {row};
     const A* const weights[] = {y_.weight.data()};
@@ -129,7 +113,6 @@ class Product {
       sum_strided<1>(out, base, source_, y_, x_.m, at.i, weights, columns_, line_);
   }
 
-  static constexpr int64_t kFetched = 1024;
   const Band<A>& y_;
   const Operator<A>& x_;
   const View<const T> source_;
@@ -303,8 +286,8 @@ void jacobian_rows(const BoxPlan<A>& box, const View<const T>& image, const View
   }
 }
 
-// Rows [begin, end) of channels [c, c_end) of the gradient by one image, summed over all its boxes in their order by one
-// thread. They are few enough to stay in the cache from the zeros to the last sum, so memory is written once.
+// Rows [begin, end) of channels [c, c_end) of the gradient by one image, summed over all its boxes in their order by
+// one thread. They are few enough to stay in the cache from the zeros to the last sum, so memory is written once.
 template <class G, class A>
 void image_rows(const std::vector<Contribution<G, A>>& boxes, const View<G>& out, int64_t pixels, int64_t m, int64_t c,
                 int64_t c_end, int64_t begin, int64_t end, Scratch<A>& scratch) {

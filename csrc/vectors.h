@@ -71,26 +71,81 @@ inline __m512 look_up(const float* from, __m512i place, __mmask16 upper) {
   return _mm512_mask_blend_ps(upper, lower, _mm512_permutex2var_ps(third, place, fourth));
 }
 
+// Adds tap t of a block to sum[n][r]. The first is a product and no sum, which would lose the sign of zero.
+template <bool first, int orders, int count>
+inline void add_tap(__m512 (&sum)[orders][count], const __m512 (&pixel)[count], const float* const (&weight)[orders],
+                    const uint16_t* mask, int64_t t) {
+  const __mmask16 lanes = mask[t];
+  for (int n = 0; n < orders; ++n) {
+    const __m512 w = _mm512_loadu_ps(weight[n] + t * kLanes);
+    for (int r = 0; r < count; ++r)
+      sum[n][r] =
+          first ? _mm512_maskz_mul_ps(lanes, w, pixel[r]) : _mm512_mask3_fmadd_ps(w, pixel[r], sum[n][r], lanes);
+  }
+}
+
+// The pixels at p + place[0 .. 15], and those behind them.
+inline void load_pairs(const float* p, const int32_t* place, __m512& first, __m512& second) {
+  const auto two = [p](const int32_t* at) __attribute__((always_inline)) {
+    const __m128d low = _mm_load_sd(reinterpret_cast<const double*>(p + at[0]));
+    return _mm_loadh_pd(low, reinterpret_cast<const double*>(p + at[1]));
+  };
+  const auto eight = [two](const int32_t* at) __attribute__((always_inline)) {
+    const __m256d low = _mm256_insertf128_pd(_mm256_castpd128_pd256(two(at)), two(at + 2), 1);
+    const __m256d high = _mm256_insertf128_pd(_mm256_castpd128_pd256(two(at + 4)), two(at + 6), 1);
+    return _mm512_castpd_ps(_mm512_insertf64x4(_mm512_castpd256_pd512(low), high, 1));
+  };
+  const __m512 a = eight(place), b = eight(place + 8);
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  first = _mm512_permutex2var_ps(a, even, b);
+  second = _mm512_permutex2var_ps(a, _mm512_add_epi32(even, _mm512_set1_epi32(1)), b);
+}
+
 // sum[n][r] = the sixteen outputs of a block with table order + n, of row r.
 template <int orders, int count, Lookup lookup>
 inline void weigh(__m512 (&sum)[orders][count], const float* const (&rows)[count], const Operator<float>& op, int order,
                   int64_t b) {
   const Block& block = op.lanes.blocks[b];
-  const __m512i place = _mm512_loadu_si512(op.lanes.place.data() + b * kLanes);
+  const int32_t* const places = op.lanes.place.data() + b * kLanes;
+  const __m512i place = _mm512_loadu_si512(places);
   const __mmask16 upper = _mm512_cmpgt_epi32_mask(place, _mm512_set1_epi32(2 * kLanes - 1));
   const uint16_t* const mask = op.lanes.mask.data() + block.table;
   const float* weight[orders];
   for (int n = 0; n < orders; ++n) weight[n] = op.lanes.weight[order + n].data() + block.table * kLanes;
-  int64_t from = block.from;
-  for (int64_t t = 0; t < block.taps; ++t, from += op.m) {
-    __m512 w[orders];
-    for (int n = 0; n < orders; ++n) w[n] = _mm512_loadu_ps(weight[n] + t * kLanes);
-    for (int r = 0; r < count; ++r) {
-      const __m512 pixel = look_up<lookup>(rows[r] + from, place, upper);
-      // The first is a product and no sum, which would lose the sign of zero.
-      for (int n = 0; n < orders; ++n)
-        sum[n][r] =
-            t == 0 ? _mm512_maskz_mul_ps(mask[0], w[n], pixel) : _mm512_mask3_fmadd_ps(w[n], pixel, sum[n][r], mask[t]);
+  const int64_t from = block.from, m = op.m;
+  __m512 pixel[count];
+  if constexpr (lookup == Lookup::pairs) {
+    __m512 next[count];
+    for (int64_t t = 0; t < block.taps; t += 2) {
+      for (int r = 0; r < count; ++r) load_pairs(rows[r] + from + t, places, pixel[r], next[r]);
+      t == 0 ? add_tap<true>(sum, pixel, weight, mask, t) : add_tap<false>(sum, pixel, weight, mask, t);
+      add_tap<false>(sum, next, weight, mask, t + 1);
+    }
+  } else if constexpr (lookup == Lookup::dense) {
+    // Two sums in turns, as each has to wait for its last addition.
+    __m512 odd[orders][count];
+    for (int n = 0; n < orders; ++n)
+      for (int r = 0; r < count; ++r) odd[n][r] = _mm512_setzero_ps();
+    const auto at = [&](int r, int64_t t) __attribute__((always_inline)) {
+      return m == 1 ? _mm512_set1_ps(rows[r][from + t]) : look_up<Lookup::one>(rows[r] + from + t * m, place, 0);
+    };
+    int64_t t = 0;
+    for (; t + 1 < block.taps; t += 2) {
+      for (int r = 0; r < count; ++r) pixel[r] = at(r, t);
+      add_tap<false>(sum, pixel, weight, mask, t);
+      for (int r = 0; r < count; ++r) pixel[r] = at(r, t + 1);
+      add_tap<false>(odd, pixel, weight, mask, t + 1);
+    }
+    if (t < block.taps) {
+      for (int r = 0; r < count; ++r) pixel[r] = at(r, t);
+      add_tap<false>(sum, pixel, weight, mask, t);
+    }
+    for (int n = 0; n < orders; ++n)
+      for (int r = 0; r < count; ++r) sum[n][r] = _mm512_add_ps(sum[n][r], odd[n][r]);
+  } else {
+    for (int64_t t = 0; t < block.taps; ++t) {
+      for (int r = 0; r < count; ++r) pixel[r] = look_up<lookup>(rows[r] + from + t * m, place, upper);
+      t == 0 ? add_tap<true>(sum, pixel, weight, mask, t) : add_tap<false>(sum, pixel, weight, mask, t);
     }
   }
 }
@@ -144,6 +199,10 @@ inline void weigh_block(__m512 (&sum)[orders][count], const float* const (&rows)
       return weigh<orders, count, Lookup::two>(sum, rows, op, order, b);
     case Lookup::four:
       return weigh<orders, count, Lookup::four>(sum, rows, op, order, b);
+    case Lookup::pairs:
+      return weigh<orders, count, Lookup::pairs>(sum, rows, op, order, b);
+    case Lookup::dense:
+      return weigh<orders, count, Lookup::dense>(sum, rows, op, order, b);
     case Lookup::single:
       return weigh_single<orders, count>(sum, rows, op, order, b);
   }
