@@ -17,7 +17,7 @@ HAS_CXX := $(if $(shell command -v $(CXX) 2>/dev/null),1,0)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-slow check format wheel clean
+.PHONY: help venv demo test test-slow bench bench-full check format wheel clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -43,6 +43,21 @@ test: venv ## the tests, without those marked slow
 test-slow: venv ## only the tests marked slow
 	$(BIN)/python -m pytest -n $(JOBS) -m slow
 
+# Without jax, which not every index has, the others are measured.
+.venv/.bench: $(BUILT)
+	$(PIP) "diffcrop[bench,bench-jax]" || $(PIP) "diffcrop[bench]"
+	@touch $@
+
+bench: .venv/.bench ## speed beside what people use today, some minutes long, and the report of it
+	$(BIN)/python -m benchmarks run --suite table
+	$(BIN)/python -m benchmarks report
+
+bench-full: .venv/.bench ## every case and peer, growth and memory, and the report: half an hour or so
+	$(BIN)/python -m benchmarks run --suite full
+	$(BIN)/python -m benchmarks run --suite growth
+	$(BIN)/python -m benchmarks run --suite memory
+	$(BIN)/python -m benchmarks report
+
 check: venv ## ruff, pyright and clang-format, changing nothing
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -59,4 +74,4 @@ wheel: venv ## the py3-none wheel of this platform in dist/
 
 clean: ## remove what was made, but keep .venv and its torch
 	rm -rf $(BUILT) build dist $(DEMO_OUT) .pytest_cache .ruff_cache .hypothesis
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,47 @@
+"""diffcrop itself, and diffcrop on the plain form of a case in another layout or dtype."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+
+import diffcrop
+from benchmarks.problem import Prepared, Problem
+
+from .base import Meaning, Peer, Tolerance, torch_call
+
+
+def _prepare(problem: Problem, pass_: str, plain: bool = False) -> Prepared:
+    """One box per image, or K boxes (K, 4) of a single image (C, H, W): forms of the documentation."""
+    images = problem.images.float().contiguous() if plain else problem.images
+    cotangent = problem.cotangent.float().contiguous() if plain else problem.cotangent
+    if problem.case.boxes > 1:
+        (images,) = images
+    crop = partial(diffcrop.crop, size=problem.case.size, **problem.options())
+
+    def function(images: Tensor, boxes: Tensor) -> Tensor:
+        return crop(images, boxes)
+
+    return torch_call(function, images, problem.boxes, cotangent, pass_, problem)
+
+
+def _meaning(problem: Problem) -> Meaning:
+    return Meaning(problem.boxes.double(), problem.options())
+
+
+_FLOAT32 = Tolerance(
+    value=2e-6,
+    images=2e-6,
+    boxes=2e-5,
+    reason="sums in float32, positions in float64; a box gradient is a sum over the whole crop of terms that cancel",
+)
+
+DIFFCROP = Peer("diffcrop", "`diffcrop.crop`", _prepare, _meaning, _FLOAT32)
+PLAIN = Peer(
+    "plain",
+    "`diffcrop.crop`, the same case in float32 and contiguous",
+    partial(_prepare, plain=True),
+    _meaning,
+    _FLOAT32,
+)
