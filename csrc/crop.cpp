@@ -146,14 +146,14 @@ class Boxes {
   struct Need {
     bool derivatives = false, across = false, back = false, across_values = true;
     int64_t m = 1;
-    bool lookups = false;
+    bool lookups = false, ahead = false;
   };
 
   template <class A>
   void plan(BoxPlan<A>& plan, int64_t r, const Sizes& size, const Sizes& pixels, const Options& options,
             const Need& need) const {
     const double x0 = at(r, 0), y0 = at(r, 1), x1 = at(r, 2), y1 = at(r, 3);
-    plan.image = image(r);
+    plan.image = image(r), plan.ahead = need.ahead;
     const auto sound = [](double corner) { return std::abs(corner) <= kFarthest; };  // NaN is not
     plan.valid = sound(x0) && sound(y0) && sound(x1) && sound(y1) && plan.image >= 0 && plan.image < images_;
     if (!plan.valid) return;
@@ -243,6 +243,13 @@ std::vector<O> nans(int64_t channels) {
   return std::vector<O>(channels, store<O>(std::numeric_limits<double>::quiet_NaN()));
 }
 
+// Whether images probably come from memory: they are too large for a processor's own cache, and no other box has just
+// read the same one.
+bool come_from_memory(const Tensor& images, int64_t boxes) {
+  const int64_t bytes = images.numel() * static_cast<int64_t>(images.element_size());
+  return bytes > int64_t{1} << 20 && boxes <= 4 * images.size(0);
+}
+
 Sizes spatial(const Tensor& tensor) {
   return {tensor.size(2), tensor.size(3)};
 }
@@ -259,7 +266,8 @@ void crop_typed(const Tensor& images, const Boxes& boxes, const Sizes& size, con
   auto* const target = data_of<O>(out);
   const std::vector<A> fill = fill_of<A>(fills, channels);
   const Pieces pieces(channels / m * size[0], 8 * size[1] * m);
-  const Boxes::Need need{.across = true, .m = m, .lookups = K::lookups};
+  const Boxes::Need need{
+      .across = true, .m = m, .lookups = K::lookups, .ahead = come_from_memory(images, boxes.size())};
   boxes.each_run<A>(kBoxes, size, spatial(images), options, need, [&](int64_t first, const auto& plans) {
     pieces.share(plans, [&](const BoxPlan<A>& box, int64_t r, int64_t piece, Scratch<A>& scratch) {
       const auto view = view_of(out, target, first + r);
@@ -302,8 +310,13 @@ void grad_boxes_typed(const Tensor& grad, const Tensor& images, const Boxes& box
   const auto* const cotangent = data_of<const G>(grad);
   const std::vector<A> fill = fill_of<A>(fills, channels);
   const Pieces pieces(channels / m * size[0], 32 * size[1] * m);
-  const Boxes::Need need{
-      .derivatives = true, .across = true, .back = true, .across_values = false, .m = m, .lookups = K::lookups};
+  const Boxes::Need need{.derivatives = true,
+                         .across = true,
+                         .back = true,
+                         .across_values = false,
+                         .m = m,
+                         .lookups = K::lookups,
+                         .ahead = come_from_memory(images, boxes.size())};
   boxes.each_run<A>(kBoxes, size, spatial(images), options, need, [&](int64_t first, const auto& plans) {
     const auto count = static_cast<int64_t>(plans.size());
     std::vector<BoxSum> parts(count * pieces.each);

@@ -79,6 +79,7 @@ template <class A>
 struct BoxPlan {
   bool valid = false;
   int64_t image = 0;
+  bool ahead = false;  // whether the image is probably not in a cache
   AxisPlan<A> y, x;
   Operator<A> across;  // x
   RowOrder order;
