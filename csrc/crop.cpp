@@ -309,7 +309,7 @@ void grad_boxes_typed(const Tensor& grad, const Tensor& images, const Boxes& box
   const auto* const source = data_of<const T>(images);
   const auto* const cotangent = data_of<const G>(grad);
   const std::vector<A> fill = fill_of<A>(fills, channels);
-  const Pieces pieces(channels / m * size[0], 32 * size[1] * m);
+  const Pieces pieces(channels / m * size[0], 12 * size[1] * m);
   const Boxes::Need need{.derivatives = true,
                          .across = true,
                          .back = true,

@@ -126,9 +126,7 @@ def test_layouts_and_dtypes(impl, layout, dtype, box_format, generator):
     exact = crop_with_jacobian(images.double(), boxes, SIZE, **keywords).jacobian
     eps = torch.finfo(jacobian.dtype).eps
     # Layouts add the taps in different orders.
-    torch.testing.assert_close(
-        jacobian.double(), exact, rtol=16 * eps, atol=200 * max(eps, 2e-6 if eps > 1e-10 else 0)
-    )
+    torch.testing.assert_close(jacobian.double(), exact, rtol=16 * eps, atol=200 * max(eps, 2e-6 if eps > 1e-10 else 0))
 
 
 def test_boxes_in_half_precision(impl, generator):

@@ -61,9 +61,9 @@ def choice(value: Any, name: str, allowed: Sequence[str], hints: dict[str, str] 
 
 def real_tensor(value: Any, name: str) -> Tensor:
     """A tensor of real numbers."""
-    if isinstance(value, torch.nn.Module):
-        raise TypeError(f"{name} must be a tensor, got the module {type(value).__name__}; call it for its tensor")
     if not isinstance(value, Tensor):
+        if isinstance(value, torch.nn.Module):
+            raise TypeError(f"{name} must be a tensor, got the module {type(value).__name__}; call it for its tensor")
         raise TypeError(
             f"{name} must be a tensor, got {describe(value)}; "
             f"convert it with torch.as_tensor({name}, dtype=torch.float32)"
@@ -125,6 +125,8 @@ _AXES_NAMES = {1: "(w,)", 2: "(h, w)", 3: "(d, h, w)"}
 
 def size(value: Any, axes: int, name: str = "size") -> tuple[int, ...]:
     """An int (the same along every axis) or one int per axis in tensor order, all at least 1. Returns one per axis."""
+    if type(value) is int and value > 0:  # as nearly always
+        return (value,) * axes
     wanted = f"an int or {_AXES_NAMES[axes]}"
     given = value
     if _is_int(value):
@@ -212,7 +214,7 @@ def boxes(value: Any, axes: int | None = None, name: str = "boxes") -> int:
             f"got {describe(value)}{hint}"
         )
     # A plain number: under dynamic shapes count // 2 would stay symbolic.
-    return next(a for a in (1, 2, 3) if count == 2 * a)
+    return 2 if count == 4 else 1 if count == 2 else 3
 
 
 def points(value: Any, boxes: Tensor, axes: int) -> Tensor:

@@ -21,7 +21,7 @@ class Options(NamedTuple):
 
     def linear(self) -> Options:
         """The same crop without its constant: what acts on a tangent or a cotangent of the image."""
-        return self._replace(fill=(0.0,))
+        return self if self.fill == (0.0,) else self._replace(fill=(0.0,))
 
 
 def result_dtype(image_dtype: torch.dtype, mode: str) -> torch.dtype:
