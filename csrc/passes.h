@@ -36,8 +36,8 @@ void combine_each(A* const (&out)[kOrders], const T* const (&rows)[count], const
 }
 
 template <bool add, int orders, int count, class T, class A>
-inline void combine(A* const (&out)[kOrders], const T* const (&rows)[count], const A (&weight)[orders][count],
-                    int64_t length) {
+DIFFCROP_INLINE void combine(A* const (&out)[kOrders], const T* const (&rows)[count], const A (&weight)[orders][count],
+                             int64_t length) {
 #if DIFFCROP_LOOKUPS
   if constexpr (std::is_same_v<A, float>)
     combine_lanes<add, orders, count>(out, rows, weight, length);
@@ -175,7 +175,7 @@ void add_products(int orders, int64_t count, A* const (&totals)[2], const A* con
 // Adds (1 - fraction) <a, b> to `lo` and fraction <a, b> to `hi`, lane by lane. In a fixed number of partial sums,
 // whatever the vector width; rows are added up in double precision.
 template <class A>
-inline void add_dot(DotLanes& total, double fraction, const A* a, const A* b, int64_t length) {
+DIFFCROP_INLINE void add_dot(DotLanes& total, double fraction, const A* a, const A* b, int64_t length) {
 #if DIFFCROP_LOOKUPS
   if constexpr (std::is_same_v<A, float>) return add_dot_lanes(total, fraction, a, b, length);
 #endif
@@ -192,7 +192,7 @@ inline void add_dot(DotLanes& total, double fraction, const A* a, const A* b, in
 }
 
 template <class A>
-inline void zero(A* out, int64_t length) {
+DIFFCROP_INLINE void zero(A* out, int64_t length) {
 #if DIFFCROP_LOOKUPS
   if constexpr (std::is_same_v<A, float>)
     if (length <= 8 * kLanes) return zero_lanes(out, length);

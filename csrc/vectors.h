@@ -3,23 +3,23 @@
 
 namespace diffcrop::DIFFCROP_LEVEL {
 
-inline __mmask16 first_lanes(int64_t n) {
+DIFFCROP_INLINE __mmask16 first_lanes(int64_t n) {
   return static_cast<__mmask16>(n >= kLanes ? 0xffff : (1 << n) - 1);
 }
 
 // --- sixteen numbers of any type, or those of them that are in a mask ------------------------------------------------
 
-inline __m512 load_lanes(const float* from, __mmask16 mask) {
+DIFFCROP_INLINE __m512 load_lanes(const float* from, __mmask16 mask) {
   return _mm512_maskz_loadu_ps(mask, from);
 }
-inline __m512 load_lanes(const Half* from, __mmask16 mask) {
+DIFFCROP_INLINE __m512 load_lanes(const Half* from, __mmask16 mask) {
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from));
 }
-inline __m512 load_lanes(const BFloat16* from, __mmask16 mask) {
+DIFFCROP_INLINE __m512 load_lanes(const BFloat16* from, __mmask16 mask) {
   const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from));
   return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
 }
-inline __m512 load_lanes(const uint8_t* from, __mmask16 mask) {
+DIFFCROP_INLINE __m512 load_lanes(const uint8_t* from, __mmask16 mask) {
   return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, from)));
 }
 
@@ -27,8 +27,8 @@ inline __m512 load_lanes(const uint8_t* from, __mmask16 mask) {
 
 // See combine.
 template <bool add, int orders, int count, class T>
-inline void combine_sixteen(float* const (&out)[orders], const T* const (&rows)[count],
-                            const __m512 (&weight)[orders][count], int64_t x, __mmask16 mask) {
+DIFFCROP_INLINE void combine_sixteen(float* const (&out)[orders], const T* const (&rows)[count],
+                                     const __m512 (&weight)[orders][count], int64_t x, __mmask16 mask) {
   __m512 sum[orders];
   for (int r = 0; r < count; ++r) {
     const __m512 pixel = load_lanes(rows[r] + x, mask);
@@ -42,8 +42,8 @@ inline void combine_sixteen(float* const (&out)[orders], const T* const (&rows)[
 }
 
 template <bool add, int orders, int count, class T>
-inline void combine_lanes(float* const (&out)[kOrders], const T* const (&rows)[count],
-                          const float (&weight)[orders][count], int64_t length) {
+DIFFCROP_INLINE void combine_lanes(float* const (&out)[kOrders], const T* const (&rows)[count],
+                                   const float (&weight)[orders][count], int64_t length) {
   // Copies, because a store could change the originals for all that the compiler knows.
   __m512 wide[orders][count];
   const T* from[count];
@@ -62,7 +62,7 @@ inline void combine_lanes(float* const (&out)[kOrders], const T* const (&rows)[c
 
 // Lane l gets from[place[l]]; `upper` has the lanes whose place is 32 or more.
 template <Lookup lookup>
-inline __m512 look_up(const float* from, __m512i place, __mmask16 upper) {
+DIFFCROP_INLINE __m512 look_up(const float* from, __m512i place, __mmask16 upper) {
   const __m512 first = _mm512_loadu_ps(from);
   if constexpr (lookup == Lookup::one) return _mm512_permutexvar_ps(place, first);
   const __m512 lower = _mm512_permutex2var_ps(first, place, _mm512_loadu_ps(from + kLanes));
@@ -71,21 +71,28 @@ inline __m512 look_up(const float* from, __m512i place, __mmask16 upper) {
   return _mm512_mask_blend_ps(upper, lower, _mm512_permutex2var_ps(third, place, fourth));
 }
 
-// Adds tap t of a block to sum[n][r]. The first is a product and no sum, which would lose the sign of zero.
+// Sixteen outputs of some rows, with some tables of weights. A value and not an argument to be changed: what others
+// could see the compiler would write to memory at every tap.
+template <int orders, int count>
+struct Sums {
+  __m512 at[orders][count];
+};
+
+// Adds tap t of a block. The first is a product and no sum, which would lose the sign of zero.
 template <bool first, int orders, int count>
-inline void add_tap(__m512 (&sum)[orders][count], const __m512 (&pixel)[count], const float* const (&weight)[orders],
-                    const uint16_t* mask, int64_t t) {
+DIFFCROP_INLINE void add_tap(Sums<orders, count>& sum, const __m512 (&pixel)[count],
+                             const float* const (&weight)[orders], const uint16_t* mask, int64_t t) {
   const __mmask16 lanes = mask[t];
   for (int n = 0; n < orders; ++n) {
     const __m512 w = _mm512_loadu_ps(weight[n] + t * kLanes);
     for (int r = 0; r < count; ++r)
-      sum[n][r] =
-          first ? _mm512_maskz_mul_ps(lanes, w, pixel[r]) : _mm512_mask3_fmadd_ps(w, pixel[r], sum[n][r], lanes);
+      sum.at[n][r] =
+          first ? _mm512_maskz_mul_ps(lanes, w, pixel[r]) : _mm512_mask3_fmadd_ps(w, pixel[r], sum.at[n][r], lanes);
   }
 }
 
 // The pixels at p + place[0 .. 15], and those behind them.
-inline void load_pairs(const float* p, const int32_t* place, __m512& first, __m512& second) {
+DIFFCROP_INLINE void load_pairs(const float* p, const int32_t* place, __m512& first, __m512& second) {
   const auto two = [p](const int32_t* at) __attribute__((always_inline)) {
     const __m128d low = _mm_load_sd(reinterpret_cast<const double*>(p + at[0]));
     return _mm_loadh_pd(low, reinterpret_cast<const double*>(p + at[1]));
@@ -101,10 +108,10 @@ inline void load_pairs(const float* p, const int32_t* place, __m512& first, __m5
   second = _mm512_permutex2var_ps(a, _mm512_add_epi32(even, _mm512_set1_epi32(1)), b);
 }
 
-// sum[n][r] = the sixteen outputs of a block with table order + n, of row r.
+// The sixteen outputs of a block of rows, with tables order, order + 1, ...
 template <int orders, int count, Lookup lookup>
-inline void weigh(__m512 (&sum)[orders][count], const float* const (&rows)[count], const Operator<float>& op, int order,
-                  int64_t b) {
+DIFFCROP_INLINE Sums<orders, count> weigh(const float* const (&rows)[count], const Operator<float>& op, int order,
+                                          int64_t b) {
   const Block& block = op.lanes.blocks[b];
   const int32_t* const places = op.lanes.place.data() + b * kLanes;
   const __m512i place = _mm512_loadu_si512(places);
@@ -112,45 +119,43 @@ inline void weigh(__m512 (&sum)[orders][count], const float* const (&rows)[count
   const uint16_t* const mask = op.lanes.mask.data() + block.table;
   const float* weight[orders];
   for (int n = 0; n < orders; ++n) weight[n] = op.lanes.weight[order + n].data() + block.table * kLanes;
-  const int64_t from = block.from, m = op.m;
-  __m512 pixel[count];
+  const int64_t from = block.from, m = op.m, taps = block.taps;
+  Sums<orders, count> sum, odd;
+  for (int n = 0; n < orders; ++n)
+    for (int r = 0; r < count; ++r) sum.at[n][r] = odd.at[n][r] = _mm512_setzero_ps();
+  __m512 pixel[count], next[count];
   if constexpr (lookup == Lookup::pairs) {
-    __m512 next[count];
-    for (int64_t t = 0; t < block.taps; t += 2) {
+    for (int64_t t = 0; t < taps; t += 2) {
       for (int r = 0; r < count; ++r) load_pairs(rows[r] + from + t, places, pixel[r], next[r]);
       t == 0 ? add_tap<true>(sum, pixel, weight, mask, t) : add_tap<false>(sum, pixel, weight, mask, t);
       add_tap<false>(sum, next, weight, mask, t + 1);
     }
   } else if constexpr (lookup == Lookup::dense) {
     // Two sums in turns, as each has to wait for its last addition.
-    __m512 odd[orders][count];
-    for (int n = 0; n < orders; ++n)
-      for (int r = 0; r < count; ++r) odd[n][r] = _mm512_setzero_ps();
-    const auto at = [&](int r, int64_t t) __attribute__((always_inline)) {
-      return m == 1 ? _mm512_set1_ps(rows[r][from + t]) : look_up<Lookup::one>(rows[r] + from + t * m, place, 0);
-    };
-    int64_t t = 0;
-    for (; t + 1 < block.taps; t += 2) {
-      for (int r = 0; r < count; ++r) pixel[r] = at(r, t);
+    for (int64_t t = 0; t < taps; t += 2) {
+      const int64_t second = std::min(t + 1, taps - 1);
+      for (int r = 0; r < count; ++r) {
+        pixel[r] = m == 1 ? _mm512_set1_ps(rows[r][from + t]) : look_up<Lookup::one>(rows[r] + from + t * m, place, 0);
+        next[r] = m == 1 ? _mm512_set1_ps(rows[r][from + second])
+                         : look_up<Lookup::one>(rows[r] + from + second * m, place, 0);
+      }
       add_tap<false>(sum, pixel, weight, mask, t);
-      for (int r = 0; r < count; ++r) pixel[r] = at(r, t + 1);
-      add_tap<false>(odd, pixel, weight, mask, t + 1);
-    }
-    if (t < block.taps) {
-      for (int r = 0; r < count; ++r) pixel[r] = at(r, t);
-      add_tap<false>(sum, pixel, weight, mask, t);
+      if (second > t) add_tap<false>(odd, next, weight, mask, second);
     }
     for (int n = 0; n < orders; ++n)
-      for (int r = 0; r < count; ++r) sum[n][r] = _mm512_add_ps(sum[n][r], odd[n][r]);
-  } else {
-    for (int64_t t = 0; t < block.taps; ++t) {
+      for (int r = 0; r < count; ++r) sum.at[n][r] = _mm512_add_ps(sum.at[n][r], odd.at[n][r]);
+  } else if (taps > 0) {
+    for (int r = 0; r < count; ++r) pixel[r] = look_up<lookup>(rows[r] + from, place, upper);
+    add_tap<true>(sum, pixel, weight, mask, 0);
+    for (int64_t t = 1; t < taps; ++t) {
       for (int r = 0; r < count; ++r) pixel[r] = look_up<lookup>(rows[r] + from + t * m, place, upper);
-      t == 0 ? add_tap<true>(sum, pixel, weight, mask, t) : add_tap<false>(sum, pixel, weight, mask, t);
+      add_tap<false>(sum, pixel, weight, mask, t);
     }
   }
+  return sum;
 }
 
-inline float weigh_run(const float* weight, const float* from, int64_t count) {
+DIFFCROP_INLINE float weigh_run(const float* weight, const float* from, int64_t count) {
   __m512 sums = _mm512_setzero_ps();
   for (int64_t t = 0; t < count; t += kLanes) {
     const __mmask16 mask = first_lanes(count - t);
@@ -161,8 +166,8 @@ inline float weigh_run(const float* weight, const float* from, int64_t count) {
 
 // The same for a block whose runs lie far apart or are long: one output after the other.
 template <int orders, int count>
-inline void weigh_single(__m512 (&sum)[orders][count], const float* const (&rows)[count], const Operator<float>& op,
-                         int order, int64_t b) {
+inline Sums<orders, count> weigh_single(const float* const (&rows)[count], const Operator<float>& op, int order,
+                                        int64_t b) {
   const Band<float>& band = *op.band;
   alignas(64) float result[orders][count][kLanes] = {};
   const int64_t begin = b * kLanes, end = std::min<int64_t>(begin + kLanes, band.outputs * op.m);
@@ -183,28 +188,28 @@ inline void weigh_single(__m512 (&sum)[orders][count], const float* const (&rows
         result[n][r][x - begin] = total;
       }
   }
+  Sums<orders, count> sum;
   for (int n = 0; n < orders; ++n)
-    for (int r = 0; r < count; ++r) sum[n][r] = _mm512_load_ps(result[n][r]);
+    for (int r = 0; r < count; ++r) sum.at[n][r] = _mm512_load_ps(result[n][r]);
+  return sum;
 }
 
 template <int orders, int count>
-inline void weigh_block(__m512 (&sum)[orders][count], const float* const (&rows)[count], const Operator<float>& op,
-                        int order, int64_t b) {
-  for (int n = 0; n < orders; ++n)
-    for (int r = 0; r < count; ++r) sum[n][r] = _mm512_setzero_ps();
+DIFFCROP_INLINE Sums<orders, count> weigh_block(const float* const (&rows)[count], const Operator<float>& op, int order,
+                                                int64_t b) {
   switch (op.lanes.blocks[b].lookup) {
     case Lookup::one:
-      return weigh<orders, count, Lookup::one>(sum, rows, op, order, b);
+      return weigh<orders, count, Lookup::one>(rows, op, order, b);
     case Lookup::two:
-      return weigh<orders, count, Lookup::two>(sum, rows, op, order, b);
+      return weigh<orders, count, Lookup::two>(rows, op, order, b);
     case Lookup::four:
-      return weigh<orders, count, Lookup::four>(sum, rows, op, order, b);
+      return weigh<orders, count, Lookup::four>(rows, op, order, b);
     case Lookup::pairs:
-      return weigh<orders, count, Lookup::pairs>(sum, rows, op, order, b);
+      return weigh<orders, count, Lookup::pairs>(rows, op, order, b);
     case Lookup::dense:
-      return weigh<orders, count, Lookup::dense>(sum, rows, op, order, b);
-    case Lookup::single:
-      return weigh_single<orders, count>(sum, rows, op, order, b);
+      return weigh<orders, count, Lookup::dense>(rows, op, order, b);
+    default:
+      return weigh_single<orders, count>(rows, op, order, b);
   }
 }
 
@@ -214,13 +219,12 @@ inline void gather_lanes(float* const* outs, const float* const* rows, const Ope
   const float* from[count];
   for (int r = 0; r < count; ++r) from[r] = rows[r];
   for (int64_t b = 0; b < blocks; ++b) {
-    __m512 sum[1][count];
-    weigh_block<1, count>(sum, from, op, order, b);
+    const Sums<1, count> sum = weigh_block<1, count>(from, op, order, b);
     const __mmask16 mask = first_lanes(op.band->outputs * op.m - b * kLanes);
     for (int r = 0; r < count; ++r) {
       float* const to = outs[r] + b * kLanes;
-      if constexpr (add) sum[0][r] = _mm512_add_ps(sum[0][r], _mm512_maskz_loadu_ps(mask, to));
-      _mm512_mask_storeu_ps(to, mask, sum[0][r]);
+      const __m512 before = add ? _mm512_maskz_loadu_ps(mask, to) : _mm512_setzero_ps();
+      _mm512_mask_storeu_ps(to, mask, add ? _mm512_add_ps(before, sum.at[0][r]) : sum.at[0][r]);
     }
   }
 }
@@ -233,11 +237,10 @@ inline void add_products_lanes(float* const (&totals)[2], const float* const* g,
   const float* from[count];
   for (int r = 0; r < count; ++r) from[r] = rows[r];
   for (int64_t b = 0; b < blocks; ++b) {
-    __m512 sum[orders][count];
-    weigh_block<orders, count>(sum, from, op, kByCenter, b);
+    const Sums<orders, count> sum = weigh_block<orders, count>(from, op, kByCenter, b);
     for (int n = 0; n < orders; ++n) {
       __m512 total = _mm512_loadu_ps(totals[n] + b * kLanes);
-      for (int r = 0; r < count; ++r) total = _mm512_fmadd_ps(_mm512_loadu_ps(g[r] + b * kLanes), sum[n][r], total);
+      for (int r = 0; r < count; ++r) total = _mm512_fmadd_ps(_mm512_loadu_ps(g[r] + b * kLanes), sum.at[n][r], total);
       _mm512_storeu_ps(totals[n] + b * kLanes, total);
     }
   }
@@ -246,7 +249,7 @@ inline void add_products_lanes(float* const (&totals)[2], const float* const* g,
 // --- sums ------------------------------------------------------------------------------------------------------------
 
 // See add_dot.
-inline void add_dot_lanes(DotLanes& total, double fraction, const float* a, const float* b, int64_t length) {
+DIFFCROP_INLINE void add_dot_lanes(DotLanes& total, double fraction, const float* a, const float* b, int64_t length) {
   __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
   int64_t x = 0;
   for (; x + 2 * kLanes <= length; x += 2 * kLanes) {
@@ -268,7 +271,7 @@ inline void add_dot_lanes(DotLanes& total, double fraction, const float* a, cons
 }
 
 // Short rows without the way to the library.
-inline void zero_lanes(float* out, int64_t length) {
+DIFFCROP_INLINE void zero_lanes(float* out, int64_t length) {
   for (int64_t x = 0; x < length; x += kLanes)
     _mm512_mask_storeu_ps(out + x, first_lanes(length - x), _mm512_setzero_ps());
 }
