@@ -6,7 +6,10 @@ enlarge up to 16 times, leave the image, are mirrored, and lie on whole pixels.
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -92,3 +95,56 @@ def test_kernels_equal_the_reference(mode, padding_mode, dtype, generator, reque
             error = (got.double() - want.double()).abs().max().item()
             bound = (close if name == "value" else loose) * max(scale, want.double().abs().max().item())
             assert error <= bound, f"{name}: {error:.2e} > {bound:.2e} for {images.shape} -> {size} with {options}"
+
+
+@pytest.mark.parametrize("padding_mode", ["border", "zeros", "circular"])
+@pytest.mark.parametrize(
+    ("mode", "antialias"), [("bilinear", False), ("bicubic", False), ("bilinear", True), ("area", True)]
+)
+@pytest.mark.parametrize("reduction", [0.2, 0.9, 1.7, 3.1, 6.3, 21.0])
+def test_every_way_to_find_the_taps(reduction, mode, antialias, padding_mode, generator):
+    """Sixteen neighbouring outputs lie within one, two or four registers of the row, or further apart, or overlap."""
+    n, rows = 37, 21
+    width = max(int(reduction * n * 1.2), 40)
+    for channels, layout in ((3, torch.contiguous_format), (3, torch.channels_last), (11, torch.channels_last)):
+        images = torch.rand(2, channels, 70, width, generator=generator)
+        half = reduction * n / 2
+        x, y = width / 2 + 0.3, 35.2
+        tall = rows * min(reduction, 3.0) / 2
+        boxes = torch.tensor([[x - half, y - tall, x + half, y + tall], [x + half + 5, y - tall / 2, x - half, y + 40]])
+        options = {"mode": mode, "antialias": antialias, "padding_mode": padding_mode}
+        cotangent = torch.rand(2, channels, rows, n, generator=generator)
+        found = {}
+        for impl in ("reference", "cpu"):
+            kept = images.double() if impl == "reference" else images.contiguous(memory_format=layout)
+            sources = [kept.requires_grad_(), boxes.double().requires_grad_()]
+            value = diffcrop.crop(*sources, (rows, n), impl=impl, **options)
+            found[impl] = [value, *torch.autograd.grad(value, sources, cotangent.to(value.dtype))]
+        for name, got, want in zip(("value", "image", "box"), found["cpu"], found["reference"], strict=True):
+            error = (got.double() - want).abs().max() / want.abs().max()
+            assert error <= 2e-5, f"{name}: {error:.1e} with {channels} channels, {layout}"
+
+
+@pytest.mark.parametrize("level", ["avx2", "default"])
+def test_older_instruction_sets(level):
+    """The kernels of a processor that has less than this one, in a process of their own."""
+    names = ("default", "avx2", "avx512")
+    expected = min(level, diffcrop.simd_level(), key=names.index)
+    environment = os.environ | {"DIFFCROP_SIMD": level}
+    asked = subprocess.run(
+        [sys.executable, "-c", "import diffcrop; print(diffcrop.simd_level())"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert asked.stdout.strip() == expected
+    chosen = "every_way and circular or equal and (border or circular) and (float32 or uint8 or bfloat16)"
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "", __file__, "-k", chosen],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout
