@@ -18,6 +18,7 @@ def implementations() -> dict[str, str | None]:
 def simd_level() -> str | None:
     """The instructions that the CPU kernels chose on this processor: ``"avx512"``, ``"avx2"`` or ``"default"``.
 
-    None without the compiled library.
+    None without the compiled library. The environment variable ``DIFFCROP_SIMD`` asks for one of the last two where the
+    processor has more; it is read once, when it is first needed.
     """
     return _ops.simd_level()
