@@ -163,7 +163,7 @@ class Boxes {
       plan.across = make_operator<A>(
           plan.x, need.m, {need.across_values ? &plan.x.weight : nullptr, &plan.x.by_center, &plan.x.by_width},
           need.lookups);
-    if (need.across) plan.order = order_of<A>(plan.y, plan.across);
+    if (need.across && !need.derivatives) plan.order = order_of<A>(plan.y, plan.across);
     if (!need.back) return;
     if (!need.derivatives) plan.y_back = transpose<A>(plan.y);
     plan.x_back = transpose<A>(plan.x);

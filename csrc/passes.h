@@ -191,15 +191,6 @@ DIFFCROP_INLINE void add_dot(DotLanes& total, double fraction, const A* a, const
   }
 }
 
-template <class A>
-DIFFCROP_INLINE void zero(A* out, int64_t length) {
-#if DIFFCROP_LOOKUPS
-  if constexpr (std::is_same_v<A, float>)
-    if (length <= 8 * kLanes) return zero_lanes(out, length);
-#endif
-  std::fill_n(out, length, A(0));
-}
-
 // A row of a view as numbers of the sum's type, m channels side by side.
 template <class A, class T>
 void read_row(A* __restrict out, const T* __restrict row, int64_t columns, int64_t column, int64_t m, int64_t channel) {

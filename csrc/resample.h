@@ -36,8 +36,13 @@ struct Row {
 template <class T, class A>
 class ReadAhead {
  public:
-  ReadAhead(const Band<A>& y, const View<const T>& source, int64_t left, int64_t columns, bool wanted)
-      : y_(y), source_(source), left_(left), bytes_(columns * static_cast<int64_t>(sizeof(T))), wanted_(wanted) {}
+  // `columns` numbers of each row from pixel `left` on, m to a pixel, if they lie side by side.
+  ReadAhead(const Band<A>& y, const View<const T>& source, int64_t m, int64_t left, int64_t columns, bool wanted)
+      : y_(y),
+        source_(source),
+        left_(left * source.column),
+        bytes_(columns * static_cast<int64_t>(sizeof(T))),
+        wanted_(wanted && columns > 0 && is_dense(source, m) && y.place.empty()) {}
 
   // Before output `at` is made.
   void operator()(const Row& at) {
@@ -82,7 +87,7 @@ class Product {
         width_(x.band->outputs * x.m),
         dense_(is_dense(source, x.m)),
         x_first_(y.place.empty() && (order.x_first || !dense_)),
-        ahead_(y, source, x.band->first * source.column, columns_, ahead && dense_ && y.place.empty()) {
+        ahead_(y, source, x.m, x.band->first, columns_, ahead) {
     for (A*& row : rows_) row = scratch.take(columns_ + kOverread);
     if (x_first_) {
       for (int64_t i = begin; i < end; ++i) stop_ = std::max<int64_t>(stop_, y.start[i] + y.count[i]);
@@ -189,7 +194,7 @@ void crop_rows(const BoxPlan<A>& box, const View<const T>& image, const View<O>&
   for (A*& line : lines) line = scratch.take(width * m);
   bool direct = false;  // results are summed where they will stay
   if constexpr (std::is_same_v<O, A>) direct = fill == nullptr && is_dense(out, m);
-  Row row = row_at(box, begin);
+  Row row = first;
   for (int64_t f = begin; f < end; f += kBatch) {
     const int64_t count = std::min<int64_t>(end - f, kBatch);
     Row rows[kBatch];
@@ -252,8 +257,7 @@ BoxSum box_rows(const BoxPlan<A>& box, const View<const T>& image, const View<co
   A* const totals[2] = {scratch.take(width + kLanes), scratch.take(width + kLanes)};  // per column, over the rows
   for (A* const total : totals) std::fill_n(total, width + kLanes, A(0));
   DotLanes center_dots, width_dots;
-  ReadAhead<T, A> ahead(box.y, image, box.x.first * image.column, columns,
-                        box.ahead && is_dense(image, m) && box.y.place.empty());
+  ReadAhead<T, A> ahead(box.y, image, m, box.x.first, columns, box.ahead);
   Row row = row_at(box, begin);
   for (int64_t f = begin; f < end; f += kBatch) {
     const int64_t count = std::min<int64_t>(end - f, kBatch);

@@ -1,5 +1,5 @@
 // The passes of float rows with registers of sixteen: what compilers do not make of the plain loops in passes.h, loads
-// and stores of part of a register and permutations. For AVX-512, included by kernels.h there alone.
+// and stores of part of a register and permutations. For AVX-512, included by passes.h there alone.
 
 namespace diffcrop::DIFFCROP_LEVEL {
 
@@ -268,12 +268,6 @@ DIFFCROP_INLINE void add_dot_lanes(DotLanes& total, double fraction, const float
     _mm512_storeu_pd(total.lo + 8 * i, _mm512_fmadd_pd(lo, halves[i], _mm512_loadu_pd(total.lo + 8 * i)));
     _mm512_storeu_pd(total.hi + 8 * i, _mm512_fmadd_pd(hi, halves[i], _mm512_loadu_pd(total.hi + 8 * i)));
   }
-}
-
-// Short rows without the way to the library.
-DIFFCROP_INLINE void zero_lanes(float* out, int64_t length) {
-  for (int64_t x = 0; x < length; x += kLanes)
-    _mm512_mask_storeu_ps(out + x, first_lanes(length - x), _mm512_setzero_ps());
 }
 
 }  // namespace diffcrop::DIFFCROP_LEVEL
