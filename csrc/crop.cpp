@@ -13,11 +13,13 @@
 
 #include <array>
 #include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
 
 #include "kernels.h"
+#include "nearest.h"
 
 namespace {
 
@@ -26,12 +28,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Sizes = std::vector<int64_t>;
-
-template <class T>
-using SumOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
-// Interpolated integers give float32.
-template <class T>
-using ResultOf = std::conditional_t<std::is_integral_v<T>, float, T>;
 
 void require(bool condition, const char* message) {
   if (!condition) throw std::runtime_error(std::string("diffcrop: ") + message);
@@ -64,11 +60,16 @@ constexpr double kFarthest = 1e100;
 constexpr int64_t kGrain = 1 << 15;
 // Boxes that are planned and cropped together: bounds the memory of the plans, whatever the number of boxes.
 constexpr int64_t kBoxes = 64;
+// Weights of which the plans stay in memory for the next call.
+constexpr size_t kMostKept = 1 << 18;
 // Multiply-adds of a piece of a crop: what one thread takes at a time. Some pieces per thread even out their lengths.
 constexpr int64_t kPiece = 1 << 16;
 // Rows of the image gradient in a piece, and its elements: each is touched once, and stays in the cache while boxes add
 // to it.
 constexpr int64_t kRows = 32, kElements = 1 << 16;
+
+// Bytes that caches hold: what was read before is read from there, if it is less.
+constexpr double kCached = 1 << 24;
 
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -142,48 +143,78 @@ class Boxes {
     return data_of<const float>(boxes_)[place];
   }
 
-  // What the passes need of a plan: derivatives of the weights, the weights themselves, the transposed matrices.
+  // What the passes need of a plan: derivatives of the weights, the matrix of x, the transposed ones. `dense`: whether
+  // the numbers of a source row lie side by side.
   struct Need {
-    bool derivatives = false, across = false, back = false, across_values = true;
+    bool derivatives = false, across = false, back = false, dense = false;
     int64_t m = 1;
-    bool lookups = false, ahead = false;
+    bool lookups = false;
+    int64_t pixel = 0;   // bytes of a pixel of all channels, where boxes are read
+    bool ahead = false;  // else, whether what is read comes from memory
   };
 
   template <class A>
   void plan(BoxPlan<A>& plan, int64_t r, const Sizes& size, const Sizes& pixels, const Options& options,
             const Need& need) const {
     const double x0 = at(r, 0), y0 = at(r, 1), x1 = at(r, 2), y1 = at(r, 3);
-    plan.image = image(r), plan.ahead = need.ahead;
+    plan.image = image(r), plan.across.m = need.m;
     const auto sound = [](double corner) { return std::abs(corner) <= kFarthest; };  // NaN is not
     plan.valid = sound(x0) && sound(y0) && sound(x1) && sound(y1) && plan.image >= 0 && plan.image < images_;
     if (!plan.valid) return;
-    plan.y = plan_axis<A>(y0, y1, size[0], pixels[0], options, need.derivatives);
-    plan.x = plan_axis<A>(x0, x1, size[1], pixels[1], options, need.derivatives);
+    plan_axis<A>(plan.y, y0, y1, size[0], pixels[0], options, need.derivatives);
+    plan_axis<A>(plan.x, x0, x1, size[1], pixels[1], options, need.derivatives);
     if (need.across)
-      plan.across = make_operator<A>(
-          plan.x, need.m, {need.across_values ? &plan.x.weight : nullptr, &plan.x.by_center, &plan.x.by_width},
-          need.lookups);
-    if (need.across && !need.derivatives) plan.order = order_of<A>(plan.y, plan.across);
+      make_operator<A>(plan.across, plan.x, need.m, {&plan.x.weight, &plan.x.by_center, &plan.x.by_width},
+                       need.lookups);
+    plan.order = {};
+    if (need.across && !need.derivatives) plan.order = order_of<A>(plan.y, plan.across, need.dense);
     if (!need.back) return;
-    if (!need.derivatives) plan.y_back = transpose<A>(plan.y);
-    plan.x_back = transpose<A>(plan.x);
-    plan.back = make_operator<A>(plan.x_back, need.m, {&plan.x_back.weight}, need.lookups);
-    if (!need.derivatives) plan.order_back = order_of<A>(plan.y_back, plan.back);
+    if (need.derivatives) {
+      plan.order.points = need.dense && plan.y.by_width.empty() && plan.x.by_width.empty() && reads_two(plan.y) &&
+                          reads_two(plan.x) && (plan.across.lanes.points || plan.across.lanes.blocks.empty());
+      if (plan.order.points) return;
+    } else {
+      transpose<A>(plan.y_back, plan.y);
+    }
+    transpose<A>(plan.x_back, plan.x);
+    make_operator<A>(plan.back, plan.x_back, need.m, {&plan.x_back.weight}, need.lookups);
+    if (!need.derivatives) plan.order_back = order_of<A>(plan.y_back, plan.back, need.dense);
   }
 
   // Calls f(first, plans) for runs of up to `most` boxes.
   template <class A, class F>
   void each_run(int64_t most, const Sizes& size, const Sizes& pixels, const Options& options, const Need& need,
                 const F& f) const {
+    // They stay for the next call: getting memory from the system takes longer than a small crop.
+    static thread_local std::vector<BoxPlan<A>> kept;
+    size_t numbers = 0;
     for (int64_t first = 0; first < this->size(); first += most) {
-      std::vector<BoxPlan<A>> plans(std::min(most, this->size() - first));
-      parallel(static_cast<int64_t>(plans.size()), kGrain / (64 * (size[0] + size[1])),
+      const auto count = static_cast<size_t>(std::min(most, this->size() - first));
+      if (kept.size() < count) kept.resize(count);
+      const std::span<BoxPlan<A>> plans(kept.data(), count);
+      parallel(static_cast<int64_t>(count), kGrain / (64 * (size[0] + size[1])),
                [&](int64_t r) { plan<A>(plans[r], first + r, size, pixels, options, need); });
-      f(first, plans);
+      const bool ahead = need.ahead || come_from_memory<A>(plans, need.pixel);
+      for (auto& plan : plans) plan.ahead = ahead, numbers += plan.y.weight.size() + plan.x.weight.size();
+      f(first, std::span<const BoxPlan<A>>(plans));
     }
+    if (numbers > kMostKept) kept = {};
   }
 
  private:
+  // Whether what the boxes read comes from memory, probably: it is more than caches hold, and no other box has just
+  // read the same. `plans`: of some of them.
+  template <class A>
+  bool come_from_memory(std::span<const BoxPlan<A>> plans, int64_t pixel) const {
+    double pixels = 0;
+    for (const auto& plan : plans)
+      if (plan.valid)
+        pixels += static_cast<double>(plan.x.last - plan.x.first) *
+                  static_cast<double>(std::min(plan.y.last - plan.y.first, plan.y.most * plan.y.outputs));
+    const double share = static_cast<double>(plans.size()) / static_cast<double>(size());
+    return pixels * static_cast<double>(pixel) > kCached * share && size() <= 4 * images_;
+  }
+
   const Tensor& boxes_;
   const OptionalTensor& index_;
   int64_t images_;
@@ -216,7 +247,7 @@ struct Pieces {
 
   // Calls f(plan, its number, piece, scratch) for all pieces of all boxes, on torch's threads.
   template <class A, class F>
-  void share(const std::vector<BoxPlan<A>>& plans, const F& f) const {
+  void share(std::span<const BoxPlan<A>> plans, const F& f) const {
     const int64_t grain = std::max<int64_t>(kGrain / std::max<int64_t>(work_ * std::min(length, rows), 1), 1);
     torch::stable::parallel_for(0, static_cast<int64_t>(plans.size()) * each, grain, [&](int64_t from, int64_t to) {
       Scratch<A>& scratch = Scratch<A>::of_thread();
@@ -243,161 +274,8 @@ std::vector<O> nans(int64_t channels) {
   return std::vector<O>(channels, store<O>(std::numeric_limits<double>::quiet_NaN()));
 }
 
-// Whether images probably come from memory: they are too large for a processor's own cache, and no other box has just
-// read the same one.
-bool come_from_memory(const Tensor& images, int64_t boxes) {
-  const int64_t bytes = images.numel() * static_cast<int64_t>(images.element_size());
-  return bytes > int64_t{1} << 20 && boxes <= 4 * images.size(0);
-}
-
 Sizes spatial(const Tensor& tensor) {
   return {tensor.size(2), tensor.size(3)};
-}
-
-template <class K, class T>
-void crop_typed(const Tensor& images, const Boxes& boxes, const Sizes& size, const Options& options,
-                const std::vector<double>& fills, const Tensor& out) {
-  using A = SumOf<T>;
-  using O = ResultOf<T>;
-  const int64_t channels = images.size(1);
-  // Channels stay side by side only where both ends have them so; else each is a plane of its own, with strides.
-  const int64_t m = is_interleaved(images) && is_interleaved(out) ? channels : 1;
-  const auto* const source = data_of<const T>(images);
-  auto* const target = data_of<O>(out);
-  const std::vector<A> fill = fill_of<A>(fills, channels);
-  const Pieces pieces(channels / m * size[0], 8 * size[1] * m);
-  const Boxes::Need need{
-      .across = true, .m = m, .lookups = K::lookups, .ahead = come_from_memory(images, boxes.size())};
-  boxes.each_run<A>(kBoxes, size, spatial(images), options, need, [&](int64_t first, const auto& plans) {
-    pieces.share(plans, [&](const BoxPlan<A>& box, int64_t r, int64_t piece, Scratch<A>& scratch) {
-      const auto view = view_of(out, target, first + r);
-      const int64_t begin = pieces.begin(piece), end = pieces.end(piece);
-      if (!box.valid) return fill_rows(view, size[0], size[1], m, begin, end, nans<O>(channels).data());
-      K::template crop<T, O>(box, view_of(images, source, box.image), view, begin, end, or_null(fill), scratch);
-    });
-  });
-}
-
-template <class K, class T>
-void jacobian_typed(const Tensor& images, const Boxes& boxes, const Sizes& size, const Options& options,
-                    const std::vector<double>& fills, const Tensor& out) {
-  using A = SumOf<T>;
-  using O = ResultOf<T>;
-  const int64_t channels = images.size(1);
-  const auto* const source = data_of<const T>(images);
-  auto* const target = data_of<O>(out);
-  const std::vector<A> fill = fill_of<A>(fills, channels);
-  const Pieces pieces(channels * size[0], 32 * size[1]);
-  const Boxes::Need need{.derivatives = true, .across = true, .lookups = K::lookups};
-  boxes.each_run<A>(kBoxes, size, spatial(images), options, need, [&](int64_t first, const auto& plans) {
-    pieces.share(plans, [&](const BoxPlan<A>& box, int64_t r, int64_t piece, Scratch<A>& scratch) {
-      const int64_t width = 4 * size[1], begin = pieces.begin(piece), end = pieces.end(piece);
-      const View<O> view{target + (first + r) * channels * size[0] * width, size[0] * width, width, 1};
-      if (!box.valid) return fill_rows(view, size[0], width, 1, begin, end, nans<O>(channels).data());
-      K::template jacobian<T, O>(box, view_of(images, source, box.image), view, begin, end, or_null(fill), scratch);
-    });
-  });
-}
-
-template <class K, class T>
-void grad_boxes_typed(const Tensor& grad, const Tensor& images, const Boxes& boxes, const Options& options,
-                      const std::vector<double>& fills, const Tensor& out) {
-  using A = SumOf<T>;
-  using G = ResultOf<T>;
-  const int64_t channels = images.size(1), m = is_interleaved(images) ? channels : 1;
-  const Sizes size = spatial(grad);
-  const auto* const source = data_of<const T>(images);
-  const auto* const cotangent = data_of<const G>(grad);
-  const std::vector<A> fill = fill_of<A>(fills, channels);
-  const Pieces pieces(channels / m * size[0], 12 * size[1] * m);
-  const Boxes::Need need{.derivatives = true,
-                         .across = true,
-                         .back = true,
-                         .across_values = false,
-                         .m = m,
-                         .lookups = K::lookups,
-                         .ahead = come_from_memory(images, boxes.size())};
-  boxes.each_run<A>(kBoxes, size, spatial(images), options, need, [&](int64_t first, const auto& plans) {
-    const auto count = static_cast<int64_t>(plans.size());
-    std::vector<BoxSum> parts(count * pieces.each);
-    pieces.share(plans, [&](const BoxPlan<A>& box, int64_t r, int64_t piece, Scratch<A>& scratch) {
-      if (!box.valid) return;
-      parts[piece] =
-          K::template grad_boxes<T, G>(box, view_of(images, source, box.image), view_of(grad, cotangent, first + r),
-                                       pieces.begin(piece), pieces.end(piece), or_null(fill), scratch);
-    });
-    for (int64_t r = 0; r < count; ++r) {
-      std::array<double, 4> total = {0, 0, 0, 0};
-      if (!plans[r].valid) total.fill(std::numeric_limits<double>::quiet_NaN());
-      for (int64_t piece = r * pieces.each; piece < (r + 1) * pieces.each; ++piece) {
-        const auto& [y, x] = parts[piece];
-        total[0] += x.lo, total[1] += y.lo, total[2] += x.hi, total[3] += y.hi;
-      }
-      for (int64_t i = 0; i < 4; ++i) {
-        if (out.scalar_type() == ScalarType::Double)
-          data_of<double>(out)[(first + r) * 4 + i] = total[i];
-        else
-          data_of<float>(out)[(first + r) * 4 + i] = static_cast<float>(total[i]);
-      }
-    }
-  });
-}
-
-template <class K, class G>
-void grad_images_typed(const Tensor& grad, const Boxes& boxes, const Options& options, const Tensor& out) {
-  using A = SumOf<G>;
-  const int64_t count = out.size(0), channels = out.size(1), height = out.size(2), width = out.size(3);
-  const int64_t m = is_interleaved(out) ? channels : 1, groups = channels / m;
-  const auto* const cotangent = data_of<const G>(grad);
-  auto* const target = data_of<G>(out);
-  std::vector<std::vector<Contribution<G, A>>> parts(count);
-  const auto pass = [&] {
-    const int64_t rows = std::min(kRows, height), elements = rows * width * m;
-    const int64_t some = std::clamp<int64_t>(kElements / elements, 1, groups);  // channels of a piece
-    const int64_t bands = ceil_div(height, rows), blocks = ceil_div(groups, some);
-    const int64_t grain = std::max<int64_t>(kGrain / (4 * elements * some), 1);
-    torch::stable::parallel_for(0, count * blocks * bands, grain, [&](int64_t from, int64_t to) {
-      Scratch<A>& scratch = Scratch<A>::of_thread();
-      for (int64_t piece = from; piece < to; ++piece) {
-        const int64_t image = piece / (blocks * bands), c = piece / bands % blocks * some, begin = piece % bands * rows;
-        K::template grad_images<G>(parts[image], view_of(out, target, image), width, m, c * m,
-                                   std::min(c + some, groups) * m, begin, std::min(begin + rows, height), scratch);
-      }
-      scratch.clear();
-    });
-  };
-  if (boxes.size() == 0) return pass();
-  // Every row of the gradient is written once, by one thread, with all its boxes: they have to be planned together.
-  const Boxes::Need need{.back = true, .m = m, .lookups = K::lookups};
-  boxes.each_run<A>(boxes.size(), spatial(grad), {height, width}, options, need, [&](int64_t, const auto& plans) {
-    for (int64_t r = 0; r < boxes.size(); ++r)
-      if (plans[r].valid) parts[plans[r].image].push_back({&plans[r], view_of(grad, cotangent, r)});
-    pass();
-  });
-}
-
-template <class K, class T>
-void nearest_typed(const Tensor& images, const Boxes& boxes, const Sizes& size, const Options& options,
-                   const std::vector<double>& fills, const Tensor& out) {
-  const int64_t channels = images.size(1);
-  const auto* const source = data_of<const T>(images);
-  auto* const target = data_of<T>(out);
-  const auto fill = std::make_unique<T[]>(channels);  // no vector, which has no data() for bool
-  for (int64_t c = 0; c < channels; ++c) fill[c] = store<T>(fills[fills.size() == 1 ? 0 : c]);
-  constexpr bool floating = std::is_floating_point_v<T> || std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>;
-  const Pieces pieces(channels * size[0], 2 * size[1]);
-  boxes.each_run<float>(kBoxes, size, spatial(images), options, {}, [&](int64_t first, const auto& plans) {
-    pieces.share(plans, [&](const BoxPlan<float>& box, int64_t r, int64_t piece, Scratch<float>&) {
-      const auto view = view_of(out, target, first + r);
-      const int64_t begin = pieces.begin(piece), end = pieces.end(piece);
-      if (box.valid)
-        return K::template nearest<T>(box, view_of(images, source, box.image), view, begin, end, fill.get());
-      if constexpr (floating)
-        fill_rows(view, size[0], size[1], 1, begin, end, nans<T>(channels).data());
-      else
-        fill_rows(view, size[0], size[1], 1, begin, end, fill.get());
-    });
-  });
 }
 
 enum class Level { plain, avx2, avx512 };
@@ -421,34 +299,189 @@ Level level() {
   return chosen;
 }
 
-// Calls f.template operator()<K, T>() with the kernels of this processor and the storage type of a dtype.
-template <class T, class F>
-void dispatch_level(const F& f) {
+template <class T>
+Kernels<T> kernels_of() {
   switch (level()) {
 #if DIFFCROP_X86
     case Level::avx512:
-      return f.template operator()<avx512::Kernels, T>();
+      return avx512::kernels<T>();
     case Level::avx2:
-      return f.template operator()<avx2::Kernels, T>();
+      return avx2::kernels<T>();
 #endif
     default:
-      return f.template operator()<plain::Kernels, T>();
+      return plain::kernels<T>();
   }
 }
 
+template <class T>
+void crop_typed(const Tensor& images, const Boxes& boxes, const Sizes& size, const Options& options,
+                const std::vector<double>& fills, const Tensor& out) {
+  using A = SumOf<T>;
+  using O = ResultOf<T>;
+  const Kernels<T> kernels = kernels_of<T>();
+  const int64_t channels = images.size(1);
+  // Channels stay side by side only where both ends have them so; else each is a plane of its own, with strides.
+  const int64_t m = is_interleaved(images) && is_interleaved(out) ? channels : 1;
+  const auto* const source = data_of<const T>(images);
+  auto* const target = data_of<O>(out);
+  const std::vector<A> fill = fill_of<A>(fills, channels);
+  const Pieces pieces(channels / m * size[0], 8 * size[1] * m);
+  const Boxes::Need need{.across = true,
+                         .dense = is_dense(view_of(images, source, 0), m),
+                         .m = m,
+                         .lookups = kernels.lookups,
+                         .pixel = channels * static_cast<int64_t>(sizeof(T))};
+  boxes.each_run<A>(kBoxes, size, spatial(images), options, need, [&](int64_t first, const auto& plans) {
+    pieces.share(plans, [&](const BoxPlan<A>& box, int64_t r, int64_t piece, Scratch<A>& scratch) {
+      const auto view = view_of(out, target, first + r);
+      const int64_t begin = pieces.begin(piece), end = pieces.end(piece);
+      if (!box.valid) return fill_rows(view, size[0], size[1], m, begin, end, nans<O>(channels).data());
+      kernels.crop(box, view_of(images, source, box.image), view, begin, end, or_null(fill), scratch);
+    });
+  });
+}
+
+template <class T>
+void jacobian_typed(const Tensor& images, const Boxes& boxes, const Sizes& size, const Options& options,
+                    const std::vector<double>& fills, const Tensor& out) {
+  using A = SumOf<T>;
+  using O = ResultOf<T>;
+  const Kernels<T> kernels = kernels_of<T>();
+  const int64_t channels = images.size(1);
+  const auto* const source = data_of<const T>(images);
+  auto* const target = data_of<O>(out);
+  const std::vector<A> fill = fill_of<A>(fills, channels);
+  const Pieces pieces(channels * size[0], 32 * size[1]);
+  const Boxes::Need need{.derivatives = true, .across = true, .lookups = kernels.lookups};
+  boxes.each_run<A>(kBoxes, size, spatial(images), options, need, [&](int64_t first, const auto& plans) {
+    pieces.share(plans, [&](const BoxPlan<A>& box, int64_t r, int64_t piece, Scratch<A>& scratch) {
+      const int64_t width = 4 * size[1], begin = pieces.begin(piece), end = pieces.end(piece);
+      const View<O> view{target + (first + r) * channels * size[0] * width, size[0] * width, width, 1};
+      if (!box.valid) return fill_rows(view, size[0], width, 1, begin, end, nans<O>(channels).data());
+      kernels.jacobian(box, view_of(images, source, box.image), view, begin, end, or_null(fill), scratch);
+    });
+  });
+}
+
+template <class T>
+void grad_boxes_typed(const Tensor& grad, const Tensor& images, const Boxes& boxes, const Options& options,
+                      const std::vector<double>& fills, const Tensor& out) {
+  using A = SumOf<T>;
+  using G = ResultOf<T>;
+  const Kernels<T> kernels = kernels_of<T>();
+  const int64_t channels = images.size(1), m = is_interleaved(images) ? channels : 1;
+  const Sizes size = spatial(grad);
+  const auto* const source = data_of<const T>(images);
+  const auto* const cotangent = data_of<const G>(grad);
+  const std::vector<A> fill = fill_of<A>(fills, channels);
+  const Pieces pieces(channels / m * size[0], 12 * size[1] * m);
+  const Boxes::Need need{.derivatives = true,
+                         .across = true,
+                         .back = true,
+                         .dense = is_dense(view_of(images, source, 0), m) && (m == 1 || fill.empty()),
+                         .m = m,
+                         .lookups = kernels.lookups,
+                         .pixel = channels * static_cast<int64_t>(sizeof(T))};
+  boxes.each_run<A>(kBoxes, size, spatial(images), options, need, [&](int64_t first, const auto& plans) {
+    const auto count = static_cast<int64_t>(plans.size());
+    std::vector<BoxSum> parts(count * pieces.each);
+    pieces.share(plans, [&](const BoxPlan<A>& box, int64_t r, int64_t piece, Scratch<A>& scratch) {
+      if (!box.valid) return;
+      parts[piece] = kernels.grad_boxes(box, view_of(images, source, box.image), view_of(grad, cotangent, first + r),
+                                        pieces.begin(piece), pieces.end(piece), or_null(fill), scratch);
+    });
+    for (int64_t r = 0; r < count; ++r) {
+      std::array<double, 4> total = {0, 0, 0, 0};
+      if (!plans[r].valid) total.fill(std::numeric_limits<double>::quiet_NaN());
+      for (int64_t piece = r * pieces.each; piece < (r + 1) * pieces.each; ++piece) {
+        const auto& [y, x] = parts[piece];
+        total[0] += x.lo, total[1] += y.lo, total[2] += x.hi, total[3] += y.hi;
+      }
+      for (int64_t i = 0; i < 4; ++i) {
+        if (out.scalar_type() == ScalarType::Double)
+          data_of<double>(out)[(first + r) * 4 + i] = total[i];
+        else
+          data_of<float>(out)[(first + r) * 4 + i] = static_cast<float>(total[i]);
+      }
+    }
+  });
+}
+
+template <class G>
+void grad_images_typed(const Tensor& grad, const Boxes& boxes, const Options& options, const Tensor& out) {
+  using A = SumOf<G>;
+  const Kernels<G> kernels = kernels_of<G>();
+  const int64_t count = out.size(0), channels = out.size(1), height = out.size(2), width = out.size(3);
+  const int64_t m = is_interleaved(out) ? channels : 1, groups = channels / m;
+  const auto* const cotangent = data_of<const G>(grad);
+  auto* const target = data_of<G>(out);
+  std::vector<std::vector<Contribution<G, A>>> parts(count);
+  const auto pass = [&] {
+    const int64_t rows = std::min(kRows, height), elements = rows * width * m;
+    const int64_t some = std::clamp<int64_t>(kElements / elements, 1, groups);  // channels of a piece
+    const int64_t bands = ceil_div(height, rows), blocks = ceil_div(groups, some);
+    const int64_t grain = std::max<int64_t>(kGrain / (4 * elements * some), 1);
+    torch::stable::parallel_for(0, count * blocks * bands, grain, [&](int64_t from, int64_t to) {
+      Scratch<A>& scratch = Scratch<A>::of_thread();
+      for (int64_t piece = from; piece < to; ++piece) {
+        const int64_t image = piece / (blocks * bands), c = piece / bands % blocks * some, begin = piece % bands * rows;
+        kernels.grad_images(parts[image], view_of(out, target, image), width, m, c * m, std::min(c + some, groups) * m,
+                            begin, std::min(begin + rows, height), scratch);
+      }
+      scratch.clear();
+    });
+  };
+  if (boxes.size() == 0) return pass();
+  // Every row of the gradient is written once, by one thread, with all its boxes: they have to be planned together.
+  const Boxes::Need need{.back = true,
+                         .dense = is_dense(view_of(grad, cotangent, 0), m),
+                         .m = m,
+                         .lookups = kernels.lookups,
+                         .ahead = static_cast<double>(grad.numel()) * sizeof(G) > kCached};
+  boxes.each_run<A>(boxes.size(), spatial(grad), {height, width}, options, need, [&](int64_t, const auto& plans) {
+    for (int64_t r = 0; r < boxes.size(); ++r)
+      if (plans[r].valid) parts[plans[r].image].push_back({&plans[r], view_of(grad, cotangent, r)});
+    pass();
+  });
+}
+
+template <class T>
+void nearest_typed(const Tensor& images, const Boxes& boxes, const Sizes& size, const Options& options,
+                   const std::vector<double>& fills, const Tensor& out) {
+  const int64_t channels = images.size(1);
+  const auto* const source = data_of<const T>(images);
+  auto* const target = data_of<T>(out);
+  const auto fill = std::make_unique<T[]>(channels);  // no vector, which has no data() for bool
+  for (int64_t c = 0; c < channels; ++c) fill[c] = store<T>(fills[fills.size() == 1 ? 0 : c]);
+  constexpr bool floating = std::is_floating_point_v<T> || std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>;
+  const Pieces pieces(channels * size[0], 2 * size[1]);
+  boxes.each_run<float>(kBoxes, size, spatial(images), options, {}, [&](int64_t first, const auto& plans) {
+    pieces.share(plans, [&](const BoxPlan<float>& box, int64_t r, int64_t piece, Scratch<float>&) {
+      const auto view = view_of(out, target, first + r);
+      const int64_t begin = pieces.begin(piece), end = pieces.end(piece);
+      if (box.valid) return nearest_rows<T>(box, view_of(images, source, box.image), view, begin, end, fill.get());
+      if constexpr (floating)
+        fill_rows(view, size[0], size[1], 1, begin, end, nans<T>(channels).data());
+      else
+        fill_rows(view, size[0], size[1], 1, begin, end, fill.get());
+    });
+  });
+}
+
+// Calls f.template operator()<T>() with the storage type of a dtype.
 template <class F>
 void dispatch(ScalarType dtype, const F& f) {
   switch (dtype) {
     case ScalarType::Double:
-      return dispatch_level<double>(f);
+      return f.template operator()<double>();
     case ScalarType::Float:
-      return dispatch_level<float>(f);
+      return f.template operator()<float>();
     case ScalarType::Half:
-      return dispatch_level<Half>(f);
+      return f.template operator()<Half>();
     case ScalarType::BFloat16:
-      return dispatch_level<BFloat16>(f);
+      return f.template operator()<BFloat16>();
     case ScalarType::Byte:
-      return dispatch_level<uint8_t>(f);
+      return f.template operator()<uint8_t>();
     default:
       throw std::runtime_error("diffcrop: the kernels do not read this dtype");
   }
@@ -458,21 +491,21 @@ template <class F>
 void dispatch_any(ScalarType dtype, const F& f) {
   switch (dtype) {
     case ScalarType::Bool:
-      return f.template operator()<plain::Kernels, bool>();
+      return f.template operator()<bool>();
     case ScalarType::Char:
-      return f.template operator()<plain::Kernels, int8_t>();
+      return f.template operator()<int8_t>();
     case ScalarType::Short:
-      return f.template operator()<plain::Kernels, int16_t>();
+      return f.template operator()<int16_t>();
     case ScalarType::Int:
-      return f.template operator()<plain::Kernels, int32_t>();
+      return f.template operator()<int32_t>();
     case ScalarType::Long:
-      return f.template operator()<plain::Kernels, int64_t>();
+      return f.template operator()<int64_t>();
     case ScalarType::UInt16:
-      return f.template operator()<plain::Kernels, uint16_t>();
+      return f.template operator()<uint16_t>();
     case ScalarType::UInt32:
-      return f.template operator()<plain::Kernels, uint32_t>();
+      return f.template operator()<uint32_t>();
     case ScalarType::UInt64:
-      return f.template operator()<plain::Kernels, uint64_t>();
+      return f.template operator()<uint64_t>();
     default:
       return dispatch(dtype, f);
   }
@@ -500,11 +533,9 @@ Tensor crop(const Tensor& images, const Tensor& boxes_tensor, const OptionalTens
   const Tensor out = allocate({boxes.size(), images.size(1), size[0], size[1]}, dtype, images, channels_last);
   if (images.size(1) == 0) return out;
   if (options.mode == Mode::nearest)
-    dispatch_any(images.scalar_type(),
-                 [&]<class K, class T>() { nearest_typed<K, T>(images, boxes, size, options, fill, out); });
+    dispatch_any(images.scalar_type(), [&]<class T>() { nearest_typed<T>(images, boxes, size, options, fill, out); });
   else
-    dispatch(images.scalar_type(),
-             [&]<class K, class T>() { crop_typed<K, T>(images, boxes, size, options, fill, out); });
+    dispatch(images.scalar_type(), [&]<class T>() { crop_typed<T>(images, boxes, size, options, fill, out); });
   return out;
 }
 
@@ -517,8 +548,7 @@ Tensor crop_jacobian(const Tensor& images, const Tensor& boxes_tensor, const Opt
   const ScalarType dtype = result_dtype(images.scalar_type(), options.mode);
   const Tensor out = allocate({boxes.size(), images.size(1), size[0], size[1], 4}, dtype, images, false);
   if (images.size(1) > 0)
-    dispatch(images.scalar_type(),
-             [&]<class K, class T>() { jacobian_typed<K, T>(images, boxes, size, options, fill, out); });
+    dispatch(images.scalar_type(), [&]<class T>() { jacobian_typed<T>(images, boxes, size, options, fill, out); });
   return out;
 }
 
@@ -532,8 +562,7 @@ Tensor crop_grad_boxes(const Tensor& grad, const Tensor& images, const Tensor& b
   require(grad.scalar_type() == result_dtype(images.scalar_type(), options.mode),
           "grad must have the dtype of the crop");
   const Tensor out = allocate({boxes.size(), 4}, boxes_tensor.scalar_type(), boxes_tensor, false);
-  dispatch(images.scalar_type(),
-           [&]<class K, class T>() { grad_boxes_typed<K, T>(grad, images, boxes, options, fill, out); });
+  dispatch(images.scalar_type(), [&]<class T>() { grad_boxes_typed<T>(grad, images, boxes, options, fill, out); });
   return out;
 }
 
@@ -548,8 +577,8 @@ Tensor crop_grad_images(const Tensor& grad, const Tensor& boxes_tensor, const Op
   require(grad.size(0) == boxes.size() && grad.size(1) == image_shape[1], "grad must have shape (R, C, h, w)");
   require(grad.scalar_type() != ScalarType::Byte, "grad must be floating-point");
   if (image_shape[0] == 0 || image_shape[1] == 0) return out;
-  dispatch(grad.scalar_type(), [&]<class K, class G>() {
-    if constexpr (!std::is_integral_v<G>) grad_images_typed<K, G>(grad, boxes, options, out);
+  dispatch(grad.scalar_type(), [&]<class G>() {
+    if constexpr (!std::is_integral_v<G>) grad_images_typed<G>(grad, boxes, options, out);
   });
   return out;
 }

@@ -1,13 +1,14 @@
-// What the operations work on, and the operations themselves for each instruction set: Kernels of the namespaces
-// avx512, avx2 and plain. No PyTorch in here.
+// What the operations on boxes work on, and where those of each instruction set are found. No PyTorch in here.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <new>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -89,6 +90,24 @@ struct BoxPlan {
   RowOrder order_back;
 };
 
+// A row of the result: output i of channel c, or of all channels where m > 1.
+struct Row {
+  int64_t c, i;
+};
+
+// Rows of one box are counted through its channels: row f is output f % h of channel f / h (times m: the first of those
+// that are side by side).
+template <class A>
+Row row_at(const BoxPlan<A>& box, int64_t f) {
+  return {f / box.y.outputs * box.across.m, f % box.y.outputs};
+}
+
+// The next row, without a division.
+template <class A>
+Row next(const BoxPlan<A>& box, Row row) {
+  return row.i + 1 < box.y.outputs ? Row{row.c, row.i + 1} : Row{row.c + box.across.m, 0};
+}
+
 // A derivative by the ends of an axis.
 struct AxisSum {
   double lo = 0, hi = 0;
@@ -110,48 +129,36 @@ struct Contribution {
   View<const G> grad;
 };
 
-}  // namespace diffcrop
+// The operations on crops of images that store T, for one instruction set; resample.h says what each does.
+template <class T>
+struct Kernels {
+  using A = SumOf<T>;
+  using O = ResultOf<T>;
+  using Images = const View<const T>&;
+  // Whether registers are looked up by permutations, which the plans are laid out for.
+  bool lookups;
+  void (*crop)(const BoxPlan<A>&, Images, const View<O>&, int64_t begin, int64_t end, const A* fill, Scratch<A>&);
+  void (*jacobian)(const BoxPlan<A>&, Images, const View<O>&, int64_t begin, int64_t end, const A* fill, Scratch<A>&);
+  BoxSum (*grad_boxes)(const BoxPlan<A>&, Images, const View<const O>&, int64_t begin, int64_t end, const A* fill,
+                       Scratch<A>&);
+  void (*grad_images)(const std::vector<Contribution<O, A>>&, const View<O>&, int64_t pixels, int64_t m, int64_t c,
+                      int64_t c_end, int64_t begin, int64_t end, Scratch<A>&);
+};
 
-#define DIFFCROP_LEVEL plain
-#define DIFFCROP_LOOKUPS 0
-#include "passes.h"
-#include "resample.h"
-#undef DIFFCROP_LEVEL
-
+// Each is compiled in a file of its own, for double, float, Half, BFloat16 and uint8_t.
+namespace plain {
+template <class T>
+Kernels<T> kernels();
+}
 #if DIFFCROP_X86
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,bmi,bmi2"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v3")
+namespace avx2 {
+template <class T>
+Kernels<T> kernels();
+}
+namespace avx512 {
+template <class T>
+Kernels<T> kernels();
+}
 #endif
-#define DIFFCROP_LEVEL avx2
-#include "passes.h"
-#include "resample.h"
-#undef DIFFCROP_LEVEL
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#undef DIFFCROP_LOOKUPS
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,bmi,bmi2"))), \
-                             apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
-#endif
-#define DIFFCROP_LEVEL avx512
-#define DIFFCROP_LOOKUPS 1
-#include "passes.h"
-#include "resample.h"
-#undef DIFFCROP_LEVEL
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#endif
-#undef DIFFCROP_LOOKUPS
+}  // namespace diffcrop

@@ -1,8 +1,8 @@
 // A banded matrix laid out for vectors: sixteen outputs at a time, each tap of all of them found by one permutation.
 //
-// The runs of sixteen neighbouring outputs start close to each other where an axis is enlarged or reduced a little.
-// Then one, two or four registers loaded from the first of them on hold the t-th pixel of every run, and a permutation
-// brings each to its lane. Gathering them one by one takes several times longer on every processor.
+// The runs of sixteen neighbouring outputs lie close to each other where an axis is enlarged or reduced a little. Then
+// one to four registers hold all their pixels, and a permutation brings the t-th of every run to its lane.
+// Gathering them one by one takes several times longer on every processor.
 #pragma once
 
 #include <cstdint>
@@ -19,13 +19,15 @@ constexpr int kBatch = 4;
 // What may be read behind the end of a row.
 constexpr int64_t kOverread = 4 * kLanes;
 
-// How a block finds its pixels: in so many registers; loaded two neighbours at a time, one output after the other; all
-// that lie between the first and the last, with the weight 0 for most lanes; each run by itself.
-enum class Lookup : int8_t { one, two, four, pairs, dense, single };
+// How a block finds its pixels: in so many registers; in four that move along with the taps; two neighbours at a time,
+// one output after the other; all that lie between the first and the last, with the weight 0 for most lanes; each run
+// by itself.
+enum class Lookup : int8_t { one, two, three, four, moving, pairs, dense, single };
 
 // Outputs [16 b, 16 b + 16) of block b, where a row has m numbers to a pixel: output j of channel c is place j m + c.
 struct Block {
   int32_t from;   // the first number read, counted from pixel band.first
+  int32_t read;   // how many numbers lie between it and the last one read
   int32_t taps;   // the longest run; of a dense block the pixels from the first to the last
   int64_t table;  // where its masks are, and times 16 its weights
   Lookup lookup;
@@ -33,9 +35,11 @@ struct Block {
 
 struct Lanes {
   std::vector<Block> blocks;   // empty where no block gains
-  std::vector<int32_t> place;  // where the run of each lane starts, less `from`; of a dense block its channel
+  std::vector<int32_t> place;  // where the first tap of each lane is, less `from`; of a dense block its channel
   std::vector<uint16_t> mask;  // for each tap the lanes that have it: what others would read may be NaN
   std::vector<float> weight[kOrders];
+  // Every block has tables of two taps, which registers or pairs find, and reads nothing beyond its last pixel.
+  bool points = false;
 };
 
 // The widest m that is laid out so; beyond it the channels of a pixel fill vectors by themselves.
@@ -54,18 +58,24 @@ struct Operator {
 // `weights` are tables laid out as band.weight, null where there is none. The band must outlive the operator.
 // `lookups`: whether permutations of registers are there.
 template <class A>
-Operator<A> make_operator(const Band<A>& band, int64_t m, const std::vector<A>* const (&weights)[kOrders],
-                          bool lookups);
+void make_operator(Operator<A>& result, const Band<A>& band, int64_t m, const std::vector<A>* const (&weights)[kOrders],
+                   bool lookups);
 
-// In which order a product W_y source W_x^T is made.
+// How a product W_y source W_x^T is made.
 struct RowOrder {
   bool x_first = false;
+  bool points = false;
   // Source rows from the first to the last that kBatch neighbouring outputs read, those that read nothing left out.
   int64_t reach = 1;
 };
 
-// The cheaper order, as estimated from how many source rows are read, and how often.
+// Whether no output of the band reads more than two pixels, which are neighbours.
 template <class A>
-RowOrder order_of(const Band<A>& y, const Operator<A>& x);
+bool reads_two(const Band<A>& band);
+
+// The cheapest way, as estimated from how many source rows are read, and how often. `dense`: whether the numbers of a
+// row lie side by side.
+template <class A>
+RowOrder order_of(const Band<A>& y, const Operator<A>& x, bool dense);
 
 }  // namespace diffcrop

@@ -177,30 +177,30 @@ class Axis {
   bool is_periodic_;
 };
 
-// Positions c_j, the width of the filter and their derivatives by the box.
+// How an axis is sampled: positions c_j and their derivatives by hi; the width of the filter and its derivative.
 struct Sampling {
-  std::vector<double> center, fraction;
   double reduction, slope;
 };
 
-Sampling sample(double lo, double hi, int64_t n, bool align_corners) {
+Sampling sample(double lo, double hi, int64_t n, bool align_corners, std::vector<double>& center,
+                std::vector<double>& fraction) {
   const double extent = hi - lo, length = std::abs(extent), count = static_cast<double>(n);
   const double steps = !align_corners ? count : n == 1 ? 1 : count - 1;
-  Sampling s{std::vector<double>(n), std::vector<double>(n), length / steps, (extent < 0 ? -1 : 1) / steps};
+  center.resize(n), fraction.resize(n);
   for (int64_t i = 0; i < n; ++i) {
     const double j = static_cast<double>(i);
     if (!align_corners) {
-      s.center[i] = lo + (j + 0.5) * (extent / count) - 0.5;
-      s.fraction[i] = (j + 0.5) / count;
+      center[i] = lo + (j + 0.5) * (extent / count) - 0.5;
+      fraction[i] = (j + 0.5) / count;
     } else if (n == 1) {
-      s.center[i] = lo + 0.5 * extent;
-      s.fraction[i] = 0.5;
+      center[i] = lo + 0.5 * extent;
+      fraction[i] = 0.5;
     } else {
-      s.center[i] = lo + j * (extent / steps);
-      s.fraction[i] = j / steps;
+      center[i] = lo + j * (extent / steps);
+      fraction[i] = j / steps;
     }
   }
-  return s;
+  return {length / steps, (extent < 0 ? -1 : 1) / steps};
 }
 
 template <class A>
@@ -208,9 +208,10 @@ class Builder {
  public:
   Builder(AxisPlan<A>& plan, int64_t outputs, int64_t pixels, bool derivatives, bool widening)
       : plan_(plan), derivatives_(derivatives), widening_(derivatives && widening) {
-    plan.outputs = outputs, plan.pixels = pixels;
+    plan.outputs = outputs, plan.pixels = pixels, plan.first = plan.last = 0, plan.most = 0;
     plan.start.resize(outputs), plan.count.resize(outputs), plan.offset.resize(outputs + 1);
-    for (int order = 0; order < (derivatives ? kOrders : 1); ++order) plan.share[order].resize(outputs);
+    plan.place.clear(), plan.by_center.clear(), plan.by_width.clear();
+    for (int order = 0; order < (derivatives ? kOrders : 1); ++order) plan.share[order].assign(outputs, 0);
     resize(2 * outputs);
   }
 
@@ -254,9 +255,37 @@ class Builder {
     if (widening_)
       for (int64_t t = 0; t < count; ++t) plan_.by_width[used_ + t] = static_cast<A>(taps[t].by_width);
     used_ += count, ++output_;
+    plan_.most = std::max(plan_.most, static_cast<int32_t>(count));
     if (count == 0) return;
     first_ = std::min(first_, start), last_ = std::max(last_, start + count);
   }
+
+  // Appends the next outputs as long as they read what most do with the most used filter: two pixels of the image,
+  // weighted by a triangle of width 1.
+  void append_pairs(const std::vector<double>& center) {
+    const int64_t needed = used_ + 2 * (plan_.outputs - output_);
+    if (needed > static_cast<int64_t>(plan_.weight.size())) resize(needed);
+    int32_t *const start = plan_.start.data(), *const count = plan_.count.data();
+    int64_t* const offset = plan_.offset.data();
+    A *const weight = plan_.weight.data(), *const by_center = plan_.by_center.data(),
+             *const share = plan_.share[kValue].data();
+    int64_t j = output_, used = used_, first = first_, last = last_;
+    const double end = static_cast<double>(plan_.pixels - 1);
+    for (; j < plan_.outputs; ++j) {
+      const double c = center[j], k = floored(snapped(c, 1)), one = 1 + (k - c), other = 1 - (k + 1 - c);
+      if (!(k >= 0 && k < end)) break;
+      const int64_t pixel = static_cast<int64_t>(k), taps = derivatives_ || other != 0 ? 2 : 1;
+      start[j] = static_cast<int32_t>(pixel), count[j] = static_cast<int32_t>(taps), offset[j] = used;
+      weight[used] = static_cast<A>(one), weight[used + 1] = static_cast<A>(other);
+      if (derivatives_) by_center[used] = -1, by_center[used + 1] = 1;
+      share[j] = static_cast<A>(one + other);
+      used += taps, first = std::min(first, pixel), last = std::max(last, pixel + taps);
+      plan_.most = 2;
+    }
+    output_ = j, used_ = used, first_ = first, last_ = last;
+  }
+
+  int64_t output() const { return output_; }
 
   void finish() {
     plan_.offset[output_] = used_;
@@ -298,56 +327,45 @@ int64_t nearest_pixel(double c, int64_t pixels, const Options& options) {
 
 }  // namespace
 
-// What most outputs of the most used filter read, without the detour: two pixels of the image, x = k - c for the first.
 template <class A>
-bool append_pair(Builder<A>& builder, double c, int64_t pixels, bool derivatives) {
-  const double k = floored(snapped(c, 1));
-  if (!(k >= 0 && k + 1 < static_cast<double>(pixels))) return false;
-  const Weight taps[] = {{1 + (k - c), -1, 0}, {1 - (k + 1 - c), 1, 0}};
-  builder.append(static_cast<int64_t>(k), derivatives || taps[1].value != 0 ? 2 : 1, taps);
-  return true;
-}
-
-template <class A>
-AxisPlan<A> plan_axis(double lo, double hi, int64_t outputs, int64_t pixels, const Options& options, bool derivatives) {
-  AxisPlan<A> plan;
-  Sampling sampling = sample(lo, hi, outputs, options.align_corners);
+void plan_axis(AxisPlan<A>& plan, double lo, double hi, int64_t outputs, int64_t pixels, const Options& options,
+               bool derivatives) {
+  static thread_local std::vector<double> center;
+  const Sampling sampling = sample(lo, hi, outputs, options.align_corners, center, plan.fraction);
   const bool widening = options.antialias && options.mode != Mode::nearest && sampling.reduction > 1 + kSlack;
   const double width = widening ? sampling.reduction : 1;
   plan.width_slope = widening ? sampling.slope : 0;
-  plan.fraction = std::move(sampling.fraction);
   Builder<A> builder(plan, outputs, pixels, derivatives, widening);
   Folded folded;
   if (options.mode == Mode::nearest || (options.align_corners && pixels == 1)) {
-    for (const double c : sampling.center) {
+    for (const double c : center) {
       folded.start = nearest_pixel(c, pixels, options);
       folded.taps.assign(folded.start >= 0, Weight{1, 0, 0});
       folded.start = std::max<int64_t>(folded.start, 0);
       builder.append(folded);
     }
-    builder.finish();
-    return plan;
+    return builder.finish();
   }
   const Filter filter = make_filter(options);
   std::visit(
       [&](const auto& f) {
         const Axis axis(f, options, pixels);
-        for (const double c : sampling.center) {
-          if (options.mode == Mode::bilinear && !widening && append_pair(builder, c, pixels, derivatives)) continue;
-          axis.weights(c, width, folded);
+        while (true) {
+          if (options.mode == Mode::bilinear && !widening) builder.append_pairs(center);
+          if (builder.output() == outputs) break;
+          axis.weights(center[builder.output()], width, folded);
           builder.append(folded);
         }
       },
       filter);
   builder.finish();
-  return plan;
 }
 
 template <class A>
-Band<A> transpose(const Band<A>& band) {
-  Band<A> result;
+void transpose(Band<A>& result, const Band<A>& band) {
   const int64_t span = band.last - band.first;
-  result.outputs = span, result.pixels = band.outputs;
+  result.outputs = span, result.pixels = band.outputs, result.most = 0;
+  result.place.clear();
   result.start.assign(span, 0), result.count.assign(span, 0), result.offset.assign(span + 1, 0);
   const auto each = [&](const auto& visit) {
     for (int64_t j = 0; j < band.outputs; ++j)
@@ -366,7 +384,10 @@ Band<A> transpose(const Band<A>& band) {
   };
   const bool scattered = total(result.count) > 2 * total(readers);
   if (scattered) result.count = std::move(readers);
-  for (int64_t k = 0; k < span; ++k) result.offset[k + 1] = result.offset[k] + result.count[k];
+  for (int64_t k = 0; k < span; ++k) {
+    result.offset[k + 1] = result.offset[k] + result.count[k];
+    result.most = std::max(result.most, result.count[k]);
+  }
   result.weight.assign(result.offset[span], 0);
   if (scattered) {
     result.place.resize(result.offset[span]);
@@ -379,12 +400,11 @@ Band<A> transpose(const Band<A>& band) {
     each([&](int64_t k, int32_t j, A weight) { result.weight[result.offset[k] + j - result.start[k]] = weight; });
   }
   result.first = 0, result.last = band.outputs;
-  return result;
 }
 
-template AxisPlan<float> plan_axis(double, double, int64_t, int64_t, const Options&, bool);
-template AxisPlan<double> plan_axis(double, double, int64_t, int64_t, const Options&, bool);
-template Band<float> transpose(const Band<float>&);
-template Band<double> transpose(const Band<double>&);
+template void plan_axis(AxisPlan<float>&, double, double, int64_t, int64_t, const Options&, bool);
+template void plan_axis(AxisPlan<double>&, double, double, int64_t, int64_t, const Options&, bool);
+template void transpose(Band<float>&, const Band<float>&);
+template void transpose(Band<double>&, const Band<double>&);
 
 }  // namespace diffcrop

@@ -32,8 +32,9 @@ struct Band {
   std::vector<A> weight;
   // The pixel of every weight where they are not in a row, which periodic paddings alone lead to; else empty.
   std::vector<int32_t> place;
-  // All pixels read lie in [first, last).
+  // All pixels read lie in [first, last), and the longest run is of `most`.
   int64_t first = 0, last = 0;
+  int32_t most = 0;
 
   int64_t pixel(int64_t j, int64_t t) const { return place.empty() ? start[j] + t : place[offset[j] + t]; }
 };
@@ -54,12 +55,14 @@ struct AxisPlan : Band<A> {
   }
 };
 
-// lo and hi are finite. With `derivatives` the taps are those of which the weight or a derivative is not zero.
+// Plans are filled in place, so that their memory serves again. lo and hi are finite. With `derivatives` the taps are
+// those of which the weight or a derivative is not zero.
 template <class A>
-AxisPlan<A> plan_axis(double lo, double hi, int64_t outputs, int64_t pixels, const Options& options, bool derivatives);
+void plan_axis(AxisPlan<A>& plan, double lo, double hi, int64_t outputs, int64_t pixels, const Options& options,
+               bool derivatives);
 
 // The transposed matrix, without the pixels that nothing reads at both ends: its output k is pixel band.first + k.
 template <class A>
-Band<A> transpose(const Band<A>& band);
+void transpose(Band<A>& result, const Band<A>& band);
 
 }  // namespace diffcrop

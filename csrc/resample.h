@@ -25,55 +25,64 @@ void sum_strided(A* const (&out)[kOrders], const T* base, const View<const T>& s
   }
 }
 
-// A row of the result: output i of channel c, or of all channels where m > 1.
-struct Row {
-  int64_t c, i;
-};
-
-// Reads the source some tens of rows ahead of the passes, in one go. Between their other loads and stores processors do
-// not foresee short rows: images that come from memory then take twice as long, and asking for single lines in advance
-// (prefetches) did not help. Where they come from the nearest cache it costs a tenth.
-template <class T, class A>
+// Reads rows of a source some tens of rows ahead of the passes, in one go. Between their other loads and stores
+// processors do not foresee short rows: what comes from memory then takes up to twice as long, and asking for single
+// lines in advance (prefetches) did not help. What comes from a cache takes longer with it.
+template <class T>
 class ReadAhead {
  public:
-  // `columns` numbers of each row from pixel `left` on, m to a pixel, if they lie side by side.
-  ReadAhead(const Band<A>& y, const View<const T>& source, int64_t m, int64_t left, int64_t columns, bool wanted)
-      : y_(y),
-        source_(source),
+  // Of each row the `columns` numbers from pixel `left` on, m to a pixel, if they lie side by side.
+  ReadAhead(const View<const T>& source, int64_t m, int64_t left, int64_t columns, bool wanted)
+      : source_(source),
         left_(left * source.column),
         bytes_(columns * static_cast<int64_t>(sizeof(T))),
-        wanted_(wanted && columns > 0 && is_dense(source, m) && y.place.empty()) {}
+        wanted_(wanted && columns > 0 && is_dense(source, m)) {}
 
-  // Before output `at` is made.
-  void operator()(const Row& at) {
-    if (!wanted_ || (at.c == c_ && at.i < next_)) return;
-    c_ = at.c, next_ = at.i;
+  // Before output `at` is made, which reads as the band says.
+  template <class A>
+  void operator()(const Band<A>& y, const Row& at) {
+    if (!begins(at) || !y.place.empty()) return;
     int64_t first = 0, last = 0;
-    for (int64_t read = 0; read < kBytes && next_ < y_.outputs; ++next_) {
-      const int64_t start = y_.start[next_], stop = start + y_.count[next_];
-      for (int64_t k = start; k < stop; ++k) {
-        if (k >= first && k < last) continue;
-        const auto* const row = reinterpret_cast<const volatile char*>(source_.at(c_, k) + left_);
-        for (int64_t byte = 0; byte < bytes_; byte += kLine) static_cast<void>(row[byte]);
-        static_cast<void>(row[bytes_ - 1]);
-        read += bytes_ + kLine;
-      }
+    for (int64_t read = 0; read < kBytes && next_ < y.outputs; ++next_) {
+      const int64_t start = y.start[next_], stop = start + y.count[next_];
+      for (int64_t k = start; k < stop; ++k)
+        if (k < first || k >= last) read += touch(k);
       first = start, last = stop;
     }
   }
 
+  // Before row `at` of `rows` is read itself.
+  void operator()(int64_t rows, const Row& at) {
+    if (!begins(at)) return;
+    for (int64_t read = 0; read < kBytes && next_ < rows; ++next_) read += touch(next_);
+  }
+
  private:
   static constexpr int64_t kLine = 64, kBytes = 1 << 15;
-  const Band<A>& y_;
+
+  bool begins(const Row& at) {
+    if (!wanted_ || (at.c == c_ && at.i < next_)) return false;
+    c_ = at.c, next_ = at.i;
+    return true;
+  }
+
+  int64_t touch(int64_t k) const {
+    const auto* const row = reinterpret_cast<const volatile char*>(source_.at(c_, k) + left_);
+    for (int64_t byte = 0; byte < bytes_; byte += kLine) static_cast<void>(row[byte]);
+    static_cast<void>(row[bytes_ - 1]);
+    return bytes_ + kLine;
+  }
+
   const View<const T> source_;
   int64_t left_, bytes_, c_ = -1, next_ = 0;
   bool wanted_;
 };
 
-// out[i] (+)= W_y[i] source W_x^T, up to kBatch rows at a time, in one of two orders (see order_of):
+// out[i] (+)= W_y[i] source W_x^T, up to kBatch rows at a time, in one of these ways (see order_of):
 //
 //   y first    one sum of rows and one gathering for every output row: where the axis is reduced
 //   x first    one gathering for every source row, kept for the outputs that share it: where it is enlarged
+//   points     both at once: where no output reads more than two pixels of an axis
 template <class T, class A>
 class Product {
  public:
@@ -87,7 +96,11 @@ class Product {
         width_(x.band->outputs * x.m),
         dense_(is_dense(source, x.m)),
         x_first_(y.place.empty() && (order.x_first || !dense_)),
-        ahead_(y, source, x.m, x.band->first, columns_, ahead) {
+        ahead_(source, x.m, x.band->first, columns_, ahead) {
+    if (order.points && dense_) {
+      pairs_.emplace(y, source, x.band->first, columns_, scratch);
+      return;
+    }
     for (A*& row : rows_) row = scratch.take(columns_ + kOverread);
     if (x_first_) {
       for (int64_t i = begin; i < end; ++i) stop_ = std::max<int64_t>(stop_, y.start[i] + y.count[i]);
@@ -100,8 +113,13 @@ class Product {
 
   template <bool add>
   void rows(int64_t count, const Row* rows, A* const* outs) {
-    for (int64_t r = 0; r < count; ++r) ahead_(rows[r]);
-    if (x_first_) {
+    for (int64_t r = 0; r < count; ++r) ahead_(y_, rows[r]);
+    if (pairs_) {
+      const A* const weights[] = {y_.weight.data()};
+      RowPair<1, T, A> pairs[kBatch];
+      for (int64_t r = 0; r < count; ++r) pairs_->put(pairs[r], rows[r], weights);
+      put_points<add>(count, outs, pairs, x_);
+    } else if (x_first_) {
       // Not across channels, whose rows would take each other's place.
       for (int64_t begin = 0, end = 0; begin < count; begin = end) {
         while (end < count && rows[end].c == rows[begin].c) ++end;
@@ -160,24 +178,12 @@ class Product {
   const View<const T> source_;
   const int64_t columns_, width_;
   const bool dense_, x_first_;
-  ReadAhead<T, A> ahead_;
+  ReadAhead<T> ahead_;
+  std::optional<RowPairs<T, A>> pairs_;
   A *rows_[kBatch], *line_ = nullptr, *ring_ = nullptr;
   std::vector<Row> kept_;  // of source row k in slot k % its size
   int64_t stop_ = 0;       // no source row from here on is read
 };
-
-// Rows of one box are counted through its channels: row f is output f % h of channel f / h (times m: the first of those
-// that are side by side).
-template <class A>
-Row row_at(const BoxPlan<A>& box, int64_t f) {
-  return {f / box.y.outputs * box.across.m, f % box.y.outputs};
-}
-
-// The next row, without a division.
-template <class A>
-Row next(const BoxPlan<A>& box, Row row) {
-  return row.i + 1 < box.y.outputs ? Row{row.c, row.i + 1} : Row{row.c + box.across.m, 0};
-}
 
 // Rows [begin, end) of the crop: fill + W_y (image - fill) W_x^T. The fill is added as fill (1 - share_y share_x), so
 // that a crop inside the image does not round against it.
@@ -238,10 +244,69 @@ void vertical(A* const (&out)[kOrders], const BoxPlan<A>& box, const View<const 
   }
 }
 
-// <g, d crop / d box> over rows [begin, end).
+// The derivative by the box from its parts: by y in lanes, by x in each column of outputs, by position and by width.
+template <class A>
+BoxSum box_sum(const BoxPlan<A>& box, const DotLanes& center, const DotLanes& width, const A* const (&totals)[2]) {
+  BoxSum sum;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    sum.y.lo += center.lo[lane] - box.y.width_slope * width.lo[lane];
+    sum.y.hi += center.hi[lane] + box.y.width_slope * width.lo[lane];
+  }
+  const int64_t m = box.across.m;
+  for (int64_t j = 0; j < box.x.outputs; ++j) {
+    double by_center = 0, by_width = 0;
+    for (int64_t c = 0; c < m; ++c) by_center += totals[0][j * m + c], by_width += totals[1][j * m + c];
+    sum.x.lo += (1 - box.x.fraction[j]) * by_center - box.x.width_slope * by_width;
+    sum.x.hi += box.x.fraction[j] * by_center + box.x.width_slope * by_width;
+  }
+  return sum;
+}
+
+// <g, d crop / d box> over rows [begin, end), where no output reads more than two pixels of an axis.
+template <class T, class G, class A>
+BoxSum box_points(const BoxPlan<A>& box, const View<const T>& image, const View<const G>& grad, int64_t begin,
+                  int64_t end, const A* fill, Scratch<A>& scratch) {
+  scratch.clear();
+  const int64_t m = box.across.m, columns = (box.x.last - box.x.first) * m, width = box.x.outputs * m;
+  const bool direct = std::is_same_v<G, A> && is_dense(grad, m);
+  const RowPairs<T, A> source(box.y, image, box.x.first, columns, scratch);
+  ReadAhead<T> ahead(image, m, box.x.first, columns, box.ahead);
+  ReadAhead<G> grad_ahead(grad, m, 0, width, box.ahead);
+  A* lines[kBatch];
+  for (A*& line : lines) line = scratch.take(width);
+  A* const line = scratch.take(width);
+  A* const totals = scratch.take(2 * (width + kLanes));
+  std::fill_n(totals, 2 * (width + kLanes), A(0));
+  const A* const weights[] = {box.y.weight.data(), box.y.by_center.data()};
+  const A* const shares[] = {box.y.share[kValue].data(), box.y.share[kByCenter].data()};
+  DotLanes dots;
+  Row row = row_at(box, begin);
+  for (int64_t f = begin; f < end; f += kBatch) {
+    const int64_t count = std::min<int64_t>(end - f, kBatch);
+    RowPair<2, T, A> rows[kBatch];
+    double fraction[kBatch];
+    const A* g[kBatch];
+    for (int64_t r = 0; r < count; ++r, row = next(box, row)) {
+      ahead(box.y, row);
+      grad_ahead(box.y.outputs, row);
+      source.put(rows[r], row, weights, fill == nullptr ? A(0) : fill[row.c], shares);
+      fraction[r] = box.y.fraction[row.i];
+      const G* const from = grad.at(row.c, row.i);
+      if (direct)
+        g[r] = reinterpret_cast<const A*>(from);
+      else
+        read_row(lines[r], from, box.x.outputs, grad.column, m, grad.channel), g[r] = lines[r];
+    }
+    add_points(count, dots, totals, g, rows, fraction, box.across, fill != nullptr, line);
+  }
+  return box_sum(box, dots, {}, {totals, totals + width + kLanes});
+}
+
+// The same for all filters.
 template <class T, class G, class A>
 BoxSum box_rows(const BoxPlan<A>& box, const View<const T>& image, const View<const G>& grad, int64_t begin,
                 int64_t end, const A* fill, Scratch<A>& scratch) {
+  if (box.order.points) return box_points<T, G>(box, image, grad, begin, end, fill, scratch);
   scratch.clear();
   const int64_t m = box.across.m, columns = (box.x.last - box.x.first) * m, width = box.x.outputs * m;
   const int orders_x = box.x.by_width.empty() ? 1 : 2;
@@ -257,7 +322,7 @@ BoxSum box_rows(const BoxPlan<A>& box, const View<const T>& image, const View<co
   A* const totals[2] = {scratch.take(width + kLanes), scratch.take(width + kLanes)};  // per column, over the rows
   for (A* const total : totals) std::fill_n(total, width + kLanes, A(0));
   DotLanes center_dots, width_dots;
-  ReadAhead<T, A> ahead(box.y, image, m, box.x.first, columns, box.ahead);
+  ReadAhead<T> ahead(image, m, box.x.first, columns, box.ahead);
   Row row = row_at(box, begin);
   for (int64_t f = begin; f < end; f += kBatch) {
     const int64_t count = std::min<int64_t>(end - f, kBatch);
@@ -269,7 +334,7 @@ BoxSum box_rows(const BoxPlan<A>& box, const View<const T>& image, const View<co
     gather<false>(count, q, g, box.back, kValue);
     for (int64_t r = 0; r < count; ++r) {
       const auto [c, i] = rows[r];
-      ahead(rows[r]);
+      ahead(box.y, rows[r]);
       A* const lines[kOrders] = {v[r], by_center, by_width};
       if (box.y.by_width.empty()) {
         vertical<2>(lines, box, image, c, i, fill, line);
@@ -281,17 +346,7 @@ BoxSum box_rows(const BoxPlan<A>& box, const View<const T>& image, const View<co
     }
     add_products(orders_x, count, totals, g, v, box.across, line);
   }
-  BoxSum sum;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    sum.y.lo += center_dots.lo[lane] - box.y.width_slope * width_dots.lo[lane];
-    sum.y.hi += center_dots.hi[lane] + box.y.width_slope * width_dots.lo[lane];
-  }
-  for (int64_t j = 0; j < width; ++j) {
-    const double center = totals[0][j], fraction = box.x.fraction[j / m], spread = box.x.width_slope * totals[1][j];
-    sum.x.lo += (1 - fraction) * center - spread;
-    sum.x.hi += fraction * center + spread;
-  }
-  return sum;
+  return box_sum(box, center_dots, width_dots, {totals[0], totals[1]});
 }
 
 // d crop / d (x0, y0, x1, y1) of rows [begin, end), the four numbers of a pixel side by side.
@@ -354,7 +409,8 @@ void image_rows(const std::vector<Contribution<G, A>>& boxes, const View<G>& out
     const int64_t first = std::max(begin, top), last = std::min(end, top + y.outputs);
     if (first >= last) continue;
     const auto mark = scratch.mark();
-    Product<G, A> product(y, part.box->back, part.box->order_back, part.grad, first - top, last - top, false, scratch);
+    Product<G, A> product(y, part.box->back, part.box->order_back, part.grad, first - top, last - top, part.box->ahead,
+                          scratch);
     for (int64_t channel = c; channel < c_end; channel += m)
       for (int64_t k = first; k < last;) {
         A* outs[kBatch];
@@ -375,45 +431,16 @@ void image_rows(const std::vector<Contribution<G, A>>& boxes, const View<G>& out
       write_row(out.at(channel, k), row_of(channel, k), pixels, out.column, m, out.channel);
 }
 
-// Nearest keeps every dtype: elements are moved, not computed.
-template <class T, class A>
-void nearest_rows(const BoxPlan<A>& box, const View<const T>& image, const View<T>& out, int64_t begin, int64_t end,
-                  const T* fills) {
-  for (int64_t f = begin; f < end; ++f) {
-    const auto [c, i] = row_at(box, f);
-    const T fill = fills[c];
-    const T* const row = image.at(c, box.y.start[i]);
-    T* const to = out.at(c, i);
-    for (int64_t j = 0; j < box.x.outputs; ++j) {
-      const bool inside = box.y.count[i] > 0 && box.x.count[j] > 0;
-      to[j * out.column] = inside ? row[box.x.start[j] * image.column] : fill;
-    }
-  }
+template <class T>
+Kernels<T> kernels() {
+  using A = SumOf<T>;
+  using O = ResultOf<T>;
+  return {DIFFCROP_LOOKUPS, crop_rows<T, O, A>, jacobian_rows<T, O, A>, box_rows<T, O, A>, image_rows<O, A>};
 }
-
-// The operations under one name, to be chosen among at run time.
-struct Kernels {
-  static constexpr bool lookups = DIFFCROP_LOOKUPS;
-  template <class T, class O, class... Args>
-  static void crop(Args&&... args) {
-    crop_rows<T, O>(std::forward<Args>(args)...);
-  }
-  template <class T, class G, class... Args>
-  static BoxSum grad_boxes(Args&&... args) {
-    return box_rows<T, G>(std::forward<Args>(args)...);
-  }
-  template <class T, class O, class... Args>
-  static void jacobian(Args&&... args) {
-    jacobian_rows<T, O>(std::forward<Args>(args)...);
-  }
-  template <class G, class... Args>
-  static void grad_images(Args&&... args) {
-    image_rows<G>(std::forward<Args>(args)...);
-  }
-  template <class T, class... Args>
-  static void nearest(Args&&... args) {
-    nearest_rows<T>(std::forward<Args>(args)...);
-  }
-};
+template Kernels<double> kernels();
+template Kernels<float> kernels();
+template Kernels<Half> kernels();
+template Kernels<BFloat16> kernels();
+template Kernels<uint8_t> kernels();
 
 }  // namespace diffcrop::DIFFCROP_LEVEL

@@ -20,6 +20,13 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// What sums of T are kept in.
+template <class T>
+using SumOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
+// Interpolated integers give float32.
+template <class T>
+using ResultOf = std::conditional_t<std::is_integral_v<T>, float, T>;
+
 template <class A, class T>
 DIFFCROP_INLINE A load(T value) {
   return static_cast<A>(value);

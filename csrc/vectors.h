@@ -60,16 +60,34 @@ DIFFCROP_INLINE void combine_lanes(float* const (&out)[kOrders], const T* const 
 
 // --- along the row ---------------------------------------------------------------------------------------------------
 
-// Lane l gets from[place[l]]; `upper` has the lanes whose place is 32 or more.
-template <Lookup lookup>
-DIFFCROP_INLINE __m512 look_up(const float* from, __m512i place, __mmask16 upper) {
-  const __m512 first = _mm512_loadu_ps(from);
-  if constexpr (lookup == Lookup::one) return _mm512_permutexvar_ps(place, first);
-  const __m512 lower = _mm512_permutex2var_ps(first, place, _mm512_loadu_ps(from + kLanes));
-  if constexpr (lookup == Lookup::two) return lower;
-  const __m512 third = _mm512_loadu_ps(from + 2 * kLanes), fourth = _mm512_loadu_ps(from + 3 * kLanes);
-  return _mm512_mask_blend_ps(upper, lower, _mm512_permutex2var_ps(third, place, fourth));
+// Neighbouring numbers of a row.
+template <int registers>
+struct Held {
+  __m512 at[registers];
+};
+
+template <int registers>
+DIFFCROP_INLINE Held<registers> hold(const float* from) {
+  Held<registers> held;
+  for (int i = 0; i < registers; ++i) held.at[i] = _mm512_loadu_ps(from + i * kLanes);
+  return held;
 }
+
+// Lane l gets number place[l].
+template <int registers>
+DIFFCROP_INLINE __m512 look_up(const Held<registers>& held, __m512i place) {
+  if constexpr (registers == 1) return _mm512_permutexvar_ps(place, held.at[0]);
+  if constexpr (registers == 2) return _mm512_permutex2var_ps(held.at[0], place, held.at[1]);
+  if constexpr (registers > 2) {
+    const __mmask16 upper = _mm512_cmpgt_epi32_mask(place, _mm512_set1_epi32(2 * kLanes - 1));
+    const __m512 lower = _mm512_permutex2var_ps(held.at[0], place, held.at[1]);
+    if constexpr (registers == 3) return _mm512_mask_permutexvar_ps(lower, upper, place, held.at[2]);
+    return _mm512_mask_blend_ps(upper, lower, _mm512_permutex2var_ps(held.at[2], place, held.at[registers - 1]));
+  }
+}
+
+template <Lookup lookup>
+constexpr int kHeld = lookup <= Lookup::four ? static_cast<int>(lookup) + 1 : 4;
 
 // Sixteen outputs of some rows, with some tables of weights. A value and not an argument to be changed: what others
 // could see the compiler would write to memory at every tap.
@@ -91,6 +109,13 @@ DIFFCROP_INLINE void add_tap(Sums<orders, count>& sum, const __m512 (&pixel)[cou
   }
 }
 
+template <class N, class T>
+DIFFCROP_INLINE N load_bits(const T* from) {
+  N bits;
+  std::memcpy(&bits, from, sizeof(N));
+  return bits;
+}
+
 // The pixels at p + place[0 .. 15], and those behind them.
 DIFFCROP_INLINE void load_pairs(const float* p, const int32_t* place, __m512& first, __m512& second) {
   const auto two = [p](const int32_t* at) __attribute__((always_inline)) {
@@ -108,6 +133,45 @@ DIFFCROP_INLINE void load_pairs(const float* p, const int32_t* place, __m512& fi
   second = _mm512_permutex2var_ps(a, _mm512_add_epi32(even, _mm512_set1_epi32(1)), b);
 }
 
+// The same for narrower numbers: each pair is one number of twice their width.
+DIFFCROP_INLINE __m512i load_words(const uint16_t* p, const int32_t* place) {
+  const auto four = [p](const int32_t* at) __attribute__((always_inline)) {
+    __m128i words = _mm_loadu_si32(p + at[0]);
+    words = _mm_insert_epi32(words, load_bits<int>(p + at[1]), 1);
+    words = _mm_insert_epi32(words, load_bits<int>(p + at[2]), 2);
+    return _mm_insert_epi32(words, load_bits<int>(p + at[3]), 3);
+  };
+  const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(four(place)), four(place + 4), 1);
+  const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(four(place + 8)), four(place + 12), 1);
+  return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+DIFFCROP_INLINE void load_pairs(const BFloat16* p, const int32_t* place, __m512& first, __m512& second) {
+  const __m512i words = load_words(&p->bits, place);
+  first = _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+  second = _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+DIFFCROP_INLINE void load_pairs(const Half* p, const int32_t* place, __m512& first, __m512& second) {
+  const __m512i words = load_words(&p->bits, place);
+  first = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words));
+  second = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(words, 16)));
+}
+DIFFCROP_INLINE void load_pairs(const uint8_t* p, const int32_t* place, __m512& first, __m512& second) {
+  const auto eight = [p](const int32_t* at) __attribute__((always_inline)) {
+    __m128i words = _mm_loadu_si16(p + at[0]);
+    words = _mm_insert_epi16(words, load_bits<short>(p + at[1]), 1);
+    words = _mm_insert_epi16(words, load_bits<short>(p + at[2]), 2);
+    words = _mm_insert_epi16(words, load_bits<short>(p + at[3]), 3);
+    words = _mm_insert_epi16(words, load_bits<short>(p + at[4]), 4);
+    words = _mm_insert_epi16(words, load_bits<short>(p + at[5]), 5);
+    words = _mm_insert_epi16(words, load_bits<short>(p + at[6]), 6);
+    return _mm_insert_epi16(words, load_bits<short>(p + at[7]), 7);
+  };
+  const __m512i words =
+      _mm512_cvtepu16_epi32(_mm256_inserti128_si256(_mm256_castsi128_si256(eight(place)), eight(place + 8), 1));
+  first = _mm512_cvtepi32_ps(_mm512_and_si512(words, _mm512_set1_epi32(255)));
+  second = _mm512_cvtepi32_ps(_mm512_srli_epi32(words, 8));
+}
+
 // The sixteen outputs of a block of rows, with tables order, order + 1, ...
 template <int orders, int count, Lookup lookup>
 DIFFCROP_INLINE Sums<orders, count> weigh(const float* const (&rows)[count], const Operator<float>& op, int order,
@@ -115,7 +179,6 @@ DIFFCROP_INLINE Sums<orders, count> weigh(const float* const (&rows)[count], con
   const Block& block = op.lanes.blocks[b];
   const int32_t* const places = op.lanes.place.data() + b * kLanes;
   const __m512i place = _mm512_loadu_si512(places);
-  const __mmask16 upper = _mm512_cmpgt_epi32_mask(place, _mm512_set1_epi32(2 * kLanes - 1));
   const uint16_t* const mask = op.lanes.mask.data() + block.table;
   const float* weight[orders];
   for (int n = 0; n < orders; ++n) weight[n] = op.lanes.weight[order + n].data() + block.table * kLanes;
@@ -135,9 +198,9 @@ DIFFCROP_INLINE Sums<orders, count> weigh(const float* const (&rows)[count], con
     for (int64_t t = 0; t < taps; t += 2) {
       const int64_t second = std::min(t + 1, taps - 1);
       for (int r = 0; r < count; ++r) {
-        pixel[r] = m == 1 ? _mm512_set1_ps(rows[r][from + t]) : look_up<Lookup::one>(rows[r] + from + t * m, place, 0);
-        next[r] = m == 1 ? _mm512_set1_ps(rows[r][from + second])
-                         : look_up<Lookup::one>(rows[r] + from + second * m, place, 0);
+        const float *const a = rows[r] + from + t * m, *const b = rows[r] + from + second * m;
+        pixel[r] = m == 1 ? _mm512_set1_ps(*a) : look_up(hold<1>(a), place);
+        next[r] = m == 1 ? _mm512_set1_ps(*b) : look_up(hold<1>(b), place);
       }
       add_tap<false>(sum, pixel, weight, mask, t);
       if (second > t) add_tap<false>(odd, next, weight, mask, second);
@@ -145,10 +208,20 @@ DIFFCROP_INLINE Sums<orders, count> weigh(const float* const (&rows)[count], con
     for (int n = 0; n < orders; ++n)
       for (int r = 0; r < count; ++r) sum.at[n][r] = _mm512_add_ps(sum.at[n][r], odd.at[n][r]);
   } else if (taps > 0) {
-    for (int r = 0; r < count; ++r) pixel[r] = look_up<lookup>(rows[r] + from, place, upper);
+    // Held where they are held, they stay there for all taps; else they are loaded anew and the places stay.
+    constexpr bool moving = lookup == Lookup::moving;
+    Held<kHeld<lookup>> held[count];
+    for (int r = 0; r < count; ++r) {
+      held[r] = hold<kHeld<lookup>>(rows[r] + from);
+      pixel[r] = look_up(held[r], place);
+    }
     add_tap<true>(sum, pixel, weight, mask, 0);
     for (int64_t t = 1; t < taps; ++t) {
-      for (int r = 0; r < count; ++r) pixel[r] = look_up<lookup>(rows[r] + from + t * m, place, upper);
+      const __m512i tap = moving ? place : _mm512_add_epi32(place, _mm512_set1_epi32(static_cast<int>(t * m)));
+      for (int r = 0; r < count; ++r) {
+        if (moving) held[r] = hold<kHeld<lookup>>(rows[r] + from + t * m);
+        pixel[r] = look_up(held[r], tap);
+      }
       add_tap<false>(sum, pixel, weight, mask, t);
     }
   }
@@ -202,8 +275,12 @@ DIFFCROP_INLINE Sums<orders, count> weigh_block(const float* const (&rows)[count
       return weigh<orders, count, Lookup::one>(rows, op, order, b);
     case Lookup::two:
       return weigh<orders, count, Lookup::two>(rows, op, order, b);
+    case Lookup::three:
+      return weigh<orders, count, Lookup::three>(rows, op, order, b);
     case Lookup::four:
       return weigh<orders, count, Lookup::four>(rows, op, order, b);
+    case Lookup::moving:
+      return weigh<orders, count, Lookup::moving>(rows, op, order, b);
     case Lookup::pairs:
       return weigh<orders, count, Lookup::pairs>(rows, op, order, b);
     case Lookup::dense:
@@ -248,6 +325,17 @@ inline void add_products_lanes(float* const (&totals)[2], const float* const* g,
 
 // --- sums ------------------------------------------------------------------------------------------------------------
 
+// Adds to both ends, lane by lane.
+DIFFCROP_INLINE void add_lanes(DotLanes& total, __m512 lo, __m512 hi) {
+  for (int half = 0; half < 2; ++half) {
+    double *const to_lo = total.lo + 8 * half, *const to_hi = total.hi + 8 * half;
+    const __m256 more_lo = half == 0 ? _mm512_castps512_ps256(lo) : _mm512_extractf32x8_ps(lo, 1);
+    const __m256 more_hi = half == 0 ? _mm512_castps512_ps256(hi) : _mm512_extractf32x8_ps(hi, 1);
+    _mm512_storeu_pd(to_lo, _mm512_add_pd(_mm512_loadu_pd(to_lo), _mm512_cvtps_pd(more_lo)));
+    _mm512_storeu_pd(to_hi, _mm512_add_pd(_mm512_loadu_pd(to_hi), _mm512_cvtps_pd(more_hi)));
+  }
+}
+
 // See add_dot.
 DIFFCROP_INLINE void add_dot_lanes(DotLanes& total, double fraction, const float* a, const float* b, int64_t length) {
   __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
@@ -261,13 +349,8 @@ DIFFCROP_INLINE void add_dot_lanes(DotLanes& total, double fraction, const float
     even = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, a + x), _mm512_maskz_loadu_ps(mask, b + x), even);
   }
   const __m512 sum = _mm512_add_ps(even, odd);
-  const __m512d halves[] = {_mm512_cvtps_pd(_mm512_castps512_ps256(sum)),
-                            _mm512_cvtps_pd(_mm512_extractf32x8_ps(sum, 1))};
-  const __m512d hi = _mm512_set1_pd(fraction), lo = _mm512_set1_pd(1 - fraction);
-  for (int i = 0; i < 2; ++i) {
-    _mm512_storeu_pd(total.lo + 8 * i, _mm512_fmadd_pd(lo, halves[i], _mm512_loadu_pd(total.lo + 8 * i)));
-    _mm512_storeu_pd(total.hi + 8 * i, _mm512_fmadd_pd(hi, halves[i], _mm512_loadu_pd(total.hi + 8 * i)));
-  }
+  add_lanes(total, _mm512_mul_ps(_mm512_set1_ps(static_cast<float>(1 - fraction)), sum),
+            _mm512_mul_ps(_mm512_set1_ps(static_cast<float>(fraction)), sum));
 }
 
 }  // namespace diffcrop::DIFFCROP_LEVEL

@@ -1,0 +1,23 @@
+// The kernels for x86-64 with AVX2 and FMA.
+#include "kernels.h"
+
+// Marked functions, not options for the whole file: with those the linker could take inline functions of the
+// standard library from here for everybody.
+#if DIFFCROP_X86
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,bmi,bmi2"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v3")
+#endif
+#define DIFFCROP_LEVEL avx2
+#define DIFFCROP_LOOKUPS 0
+#include "passes.h"
+#include "points.h"
+#include "resample.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

@@ -1,0 +1,24 @@
+// The kernels for x86-64 with AVX-512.
+#include "kernels.h"
+
+// Marked functions, not options for the whole file: with those the linker could take inline functions of the
+// standard library from here for everybody.
+#if DIFFCROP_X86
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,bmi,bmi2"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
+#endif
+#define DIFFCROP_LEVEL avx512
+#define DIFFCROP_LOOKUPS 1
+#include "passes.h"
+#include "points.h"
+#include "resample.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

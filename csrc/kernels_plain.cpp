@@ -1,0 +1,8 @@
+// The kernels for the oldest processors that the compiler serves.
+#include "kernels.h"
+
+#define DIFFCROP_LEVEL plain
+#define DIFFCROP_LOOKUPS 0
+#include "passes.h"
+#include "points.h"
+#include "resample.h"
