@@ -102,6 +102,7 @@ def run(plan: Plan, told: Callable[[dict[str, Any], str], None] = lambda _record
             "rounds_at_least": plan.rounds,
             "budget_s": plan.budget_s,
             "sample_s": timing.SAMPLE_S,
+            "warm_s": timing.WARM_S,
             "pause_s": timing.PAUSE_S,
         },
         "copy": {},

@@ -13,6 +13,10 @@ from typing import Any, Protocol
 
 # A sample repeats its call until it takes this long, so that the clock and the loop do not count.
 SAMPLE_S = 2e-3
+# Calls of a contestant before its sample, so that the caches hold what they hold where it alone is called again and
+# again. It takes about five calls until they do, which without this would be most of a sample of a fast contestant and
+# none of a slow one.
+WARM_S = 10e-3
 # Threads of OpenMP spin for some milliseconds after their work before they sleep, and would take a processor from
 # contestants that run on threads of their own.
 PAUSE_S = 5e-3
@@ -27,7 +31,7 @@ class Contestant(Protocol):
     pool: str
 
     def sample(self, calls: int) -> float:
-        """Seconds per call, of so many in a row."""
+        """Seconds per call, of so many in a row, after others that are not counted."""
         ...
 
 
@@ -40,6 +44,9 @@ class Local:
 
     def sample(self, calls: int) -> float:
         call = self.call
+        start = time.perf_counter()
+        while time.perf_counter() - start < WARM_S:
+            call()
         start = time.perf_counter()
         for _ in range(calls):
             call()
