@@ -143,10 +143,10 @@ class Boxes {
     return data_of<const float>(boxes_)[place];
   }
 
-  // What the passes need of a plan: derivatives of the weights, the matrix of x, the transposed ones. `dense`: whether
-  // the numbers of a source row lie side by side.
+  // What the passes need of a plan: derivatives of the weights, the matrix of x, the transposed ones.
   struct Need {
-    bool derivatives = false, across = false, back = false, dense = false;
+    bool derivatives = false, across = false, back = false;
+    Ability ability;
     int64_t m = 1;
     bool lookups = false;
     int64_t pixel = 0;   // bytes of a pixel of all channels, where boxes are read
@@ -167,18 +167,18 @@ class Boxes {
       make_operator<A>(plan.across, plan.x, need.m, {&plan.x.weight, &plan.x.by_center, &plan.x.by_width},
                        need.lookups);
     plan.order = {};
-    if (need.across && !need.derivatives) plan.order = order_of<A>(plan.y, plan.across, need.dense);
+    plan.widens = !plan.y.by_width.empty() || !plan.x.by_width.empty();
+    if (need.across && !need.derivatives) plan.order = order_of<A>(plan.y, plan.across, need.ability);
     if (!need.back) return;
     if (need.derivatives) {
-      plan.order.points = need.dense && plan.y.by_width.empty() && plan.x.by_width.empty() && reads_two(plan.y) &&
-                          reads_two(plan.x) && (plan.across.lanes.points || plan.across.lanes.blocks.empty());
-      if (plan.order.points) return;
+      plan.order.points = !plan.widens && are_points<A>(plan.y, plan.across, need.ability);
+      if (!plan.widens) return;
     } else {
       transpose<A>(plan.y_back, plan.y);
     }
     transpose<A>(plan.x_back, plan.x);
     make_operator<A>(plan.back, plan.x_back, need.m, {&plan.x_back.weight}, need.lookups);
-    if (!need.derivatives) plan.order_back = order_of<A>(plan.y_back, plan.back, need.dense);
+    if (!need.derivatives) plan.order_back = order_of<A>(plan.y_back, plan.back, need.ability);
   }
 
   // Calls f(first, plans) for runs of up to `most` boxes.
@@ -313,6 +313,12 @@ Kernels<T> kernels_of() {
   }
 }
 
+// Whether pairs of pixels are read as vectors.
+template <class T>
+constexpr bool pairs(int64_t m) {
+  return DIFFCROP_VECTORS && std::is_same_v<T, SumOf<T>> && m == 1;
+}
+
 template <class T>
 void crop_typed(const Tensor& images, const Boxes& boxes, const Sizes& size, const Options& options,
                 const std::vector<double>& fills, const Tensor& out) {
@@ -327,7 +333,7 @@ void crop_typed(const Tensor& images, const Boxes& boxes, const Sizes& size, con
   const std::vector<A> fill = fill_of<A>(fills, channels);
   const Pieces pieces(channels / m * size[0], 8 * size[1] * m);
   const Boxes::Need need{.across = true,
-                         .dense = is_dense(view_of(images, source, 0), m),
+                         .ability = {is_dense(view_of(images, source, 0), m), pairs<T>(m)},
                          .m = m,
                          .lookups = kernels.lookups,
                          .pixel = channels * static_cast<int64_t>(sizeof(T))};
@@ -375,13 +381,14 @@ void grad_boxes_typed(const Tensor& grad, const Tensor& images, const Boxes& box
   const auto* const cotangent = data_of<const G>(grad);
   const std::vector<A> fill = fill_of<A>(fills, channels);
   const Pieces pieces(channels / m * size[0], 12 * size[1] * m);
-  const Boxes::Need need{.derivatives = true,
-                         .across = true,
-                         .back = true,
-                         .dense = is_dense(view_of(images, source, 0), m) && (m == 1 || fill.empty()),
-                         .m = m,
-                         .lookups = kernels.lookups,
-                         .pixel = channels * static_cast<int64_t>(sizeof(T))};
+  const Boxes::Need need{
+      .derivatives = true,
+      .across = true,
+      .back = true,
+      .ability = {is_dense(view_of(images, source, 0), m) && (m == 1 || fill.empty()), m > 1 || pairs<T>(m)},
+      .m = m,
+      .lookups = kernels.lookups,
+      .pixel = channels * static_cast<int64_t>(sizeof(T))};
   boxes.each_run<A>(kBoxes, size, spatial(images), options, need, [&](int64_t first, const auto& plans) {
     const auto count = static_cast<int64_t>(plans.size());
     std::vector<BoxSum> parts(count * pieces.each);
@@ -434,7 +441,7 @@ void grad_images_typed(const Tensor& grad, const Boxes& boxes, const Options& op
   if (boxes.size() == 0) return pass();
   // Every row of the gradient is written once, by one thread, with all its boxes: they have to be planned together.
   const Boxes::Need need{.back = true,
-                         .dense = is_dense(view_of(grad, cotangent, 0), m),
+                         .ability = {is_dense(view_of(grad, cotangent, 0), m), false},
                          .m = m,
                          .lookups = kernels.lookups,
                          .ahead = static_cast<double>(grad.numel()) * sizeof(G) > kCached};

@@ -80,7 +80,8 @@ template <class A>
 struct BoxPlan {
   bool valid = false;
   int64_t image = 0;
-  bool ahead = false;  // whether the image is probably not in a cache
+  bool ahead = false;   // whether the image is probably not in a cache
+  bool widens = false;  // whether the width of the filter depends on the box, where derivatives are asked for
   AxisPlan<A> y, x;
   Operator<A> across;  // x
   RowOrder order;

@@ -12,6 +12,7 @@
 #endif
 #define DIFFCROP_LEVEL avx2
 #define DIFFCROP_LOOKUPS 0
+#define DIFFCROP_VECTOR_BYTES 32
 #include "passes.h"
 #include "points.h"
 #include "resample.h"

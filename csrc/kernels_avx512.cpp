@@ -13,6 +13,7 @@
 #endif
 #define DIFFCROP_LEVEL avx512
 #define DIFFCROP_LOOKUPS 1
+#define DIFFCROP_VECTOR_BYTES 32
 #include "passes.h"
 #include "points.h"
 #include "resample.h"

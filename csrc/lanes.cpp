@@ -130,14 +130,15 @@ void make_operator(Operator<A>& result, const Band<A>& band, int64_t m, const st
 }
 
 template <class A>
-bool reads_two(const Band<A>& band) {
-  return band.place.empty() && band.most <= 2;
+bool are_points(const Band<A>& y, const Operator<A>& x, const Ability& ability) {
+  const auto few = [](const Band<A>& band) { return band.place.empty() && band.most <= 2; };
+  return ability.dense && few(y) && few(*x.band) && (x.lanes.points || ability.pairs);
 }
 
 template <class A>
-RowOrder order_of(const Band<A>& y, const Operator<A>& x, bool dense) {
+RowOrder order_of(const Band<A>& y, const Operator<A>& x, const Ability& ability) {
   RowOrder order;
-  order.points = dense && x.lanes.points && reads_two(y);
+  order.points = are_points(y, x, ability);
   if (order.points || !y.place.empty()) return order;
   // Source rows are counted once for all neighbours that share them.
   int64_t outputs = 0, taps = 0, touched = 0, first = 0, last = 0;
@@ -161,10 +162,10 @@ RowOrder order_of(const Band<A>& y, const Operator<A>& x, bool dense) {
   return order;
 }
 
-template bool reads_two(const Band<float>&);
-template bool reads_two(const Band<double>&);
-template RowOrder order_of(const Band<float>&, const Operator<float>&, bool);
-template RowOrder order_of(const Band<double>&, const Operator<double>&, bool);
+template bool are_points(const Band<float>&, const Operator<float>&, const Ability&);
+template bool are_points(const Band<double>&, const Operator<double>&, const Ability&);
+template RowOrder order_of(const Band<float>&, const Operator<float>&, const Ability&);
+template RowOrder order_of(const Band<double>&, const Operator<double>&, const Ability&);
 template void make_operator(Operator<float>&, const Band<float>&, int64_t, const std::vector<float>* const (&)[kOrders],
                             bool);
 template void make_operator(Operator<double>&, const Band<double>&, int64_t,

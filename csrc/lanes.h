@@ -69,13 +69,19 @@ struct RowOrder {
   int64_t reach = 1;
 };
 
-// Whether no output of the band reads more than two pixels, which are neighbours.
-template <class A>
-bool reads_two(const Band<A>& band);
+// What the passes do with the numbers of a source row: make points of them where they lie side by side, and that in
+// pairs where they are of the sums' own type.
+struct Ability {
+  bool dense = false, pairs = false;
+};
 
-// The cheapest way, as estimated from how many source rows are read, and how often. `dense`: whether the numbers of a
-// row lie side by side.
+// Whether no output reads more than two pixels of an axis, which are neighbours, and the passes know how to make points
+// of these.
 template <class A>
-RowOrder order_of(const Band<A>& y, const Operator<A>& x, bool dense);
+bool are_points(const Band<A>& y, const Operator<A>& x, const Ability& ability);
+
+// The cheapest way, as estimated from how many source rows are read, and how often.
+template <class A>
+RowOrder order_of(const Band<A>& y, const Operator<A>& x, const Ability& ability);
 
 }  // namespace diffcrop

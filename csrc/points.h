@@ -61,20 +61,139 @@ DIFFCROP_INLINE A sum_pair(const RowPair<orders, T, A>& rows, int n, int64_t k) 
   return rows.weight[0][n] * load<A>(rows.row[0][k]) + rows.weight[1][n] * load<A>(rows.row[1][k]) - rows.shift[n];
 }
 
-// One output after the other.
+// The value of output j, or with the derivatives of the weights a slope: the numbers of all channels in turn.
+template <bool add, int orders, class T, class A>
+DIFFCROP_INLINE void put_output(A* __restrict out, const RowPair<orders, T, A>& rows, int n, const Operator<A>& op,
+                                Order order, int64_t j) {
+  const Band<A>& band = *op.band;
+  const int64_t m = op.m, count = band.count[j], from = (band.start[j] - band.first) * m;
+  const A* const weight = op.weights[order] + band.offset[j];
+  const A first = count > 0 ? weight[0] : A(0), second = count > 1 ? weight[1] : A(0);
+  for (int64_t c = 0; c < m; ++c) {
+    A sum = count > 0 ? first * sum_pair(rows, n, from + c) : A(0);
+    if (count > 1) sum += second * sum_pair(rows, n, from + c + m);
+    out[j * m + c] = add ? out[j * m + c] + sum : sum;
+  }
+}
+
+#if DIFFCROP_VECTORS
+// Groups of outputs that all read two pixels, in vectors that compilers make of what the processor has: the pixels of
+// half a group, in pairs as their weights are, are one vector.
+template <class A>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(DIFFCROP_VECTOR_BYTES)));
+};
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(DIFFCROP_VECTOR_BYTES)));
+};
+template <class A>
+using Vector = typename VectorOf<A>::type;
+template <class A>
+constexpr int64_t kGroup = DIFFCROP_VECTOR_BYTES / sizeof(A);
+
+template <class A>
+bool is_group(const Band<A>& band, int64_t j) {
+  return j + kGroup<A> <= band.outputs && band.offset[j + kGroup<A>] - band.offset[j] == 2 * kGroup<A>;
+}
+
+template <class A>
+DIFFCROP_INLINE Vector<A> load_vector(const A* from) {
+  Vector<A> result;
+  std::memcpy(&result, from, sizeof(result));
+  return result;
+}
+
+template <class A>
+DIFFCROP_INLINE void store_vector(A* to, const Vector<A>& vector) {
+  std::memcpy(to, &vector, sizeof(vector));
+}
+
+#if DIFFCROP_VECTOR_BYTES == 32
+// The pairs of pixels of half a group: from[start[0]], from[start[0] + 1], from[start[1]], ...
+DIFFCROP_INLINE void load_half(Vector<float>& half, const float* from, const int32_t* start) {
+  double pair[4];  // two floats each, never looked at as a number
+  for (int i = 0; i < 4; ++i) std::memcpy(&pair[i], from + start[i], sizeof(double));
+  const Vector<double> pairs = {pair[0], pair[1], pair[2], pair[3]};
+  std::memcpy(&half, &pairs, sizeof(half));
+}
+DIFFCROP_INLINE void load_half(Vector<double>& half, const double* from, const int32_t* start) {
+  half = Vector<double>{from[start[0]], from[start[0] + 1], from[start[1]], from[start[1] + 1]};
+}
+
+// The sums of all pairs.
+DIFFCROP_INLINE void add_pairs(Vector<float>& sum, const Vector<float>& a, const Vector<float>& b) {
+  sum = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14) +
+        __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+}
+DIFFCROP_INLINE void add_pairs(Vector<double>& sum, const Vector<double>& a, const Vector<double>& b) {
+  sum = __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
+}
+#else
+DIFFCROP_INLINE void load_half(Vector<float>& half, const float* from, const int32_t* start) {
+  double pair[2];
+  for (int i = 0; i < 2; ++i) std::memcpy(&pair[i], from + start[i], sizeof(double));
+  const Vector<double> pairs = {pair[0], pair[1]};
+  std::memcpy(&half, &pairs, sizeof(half));
+}
+DIFFCROP_INLINE void load_half(Vector<double>& half, const double* from, const int32_t* start) {
+  half = load_vector(from + start[0]);
+}
+
+DIFFCROP_INLINE void add_pairs(Vector<float>& sum, const Vector<float>& a, const Vector<float>& b) {
+  sum = __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
+}
+DIFFCROP_INLINE void add_pairs(Vector<double>& sum, const Vector<double>& a, const Vector<double>& b) {
+  sum = __builtin_shufflevector(a, b, 0, 2) + __builtin_shufflevector(a, b, 1, 3);
+}
+#endif
+
+// The pixels of a group in both source rows.
+template <class A>
+struct Group {
+  Vector<A> row[2][2];
+};
+
+template <int orders, class A>
+DIFFCROP_INLINE void load_group(Group<A>& group, const RowPair<orders, A, A>& rows, const Band<A>& band, int64_t j) {
+  const int32_t* const start = band.start.data() + j;
+  for (int t = 0; t < 2; ++t)
+    for (int half = 0; half < 2; ++half)
+      load_half(group.row[t][half], rows.row[t] - band.first, start + half * kGroup<A> / 2);
+}
+
+// result = the outputs of a group, with v_n and the weights of an order.
+template <int orders, class A>
+DIFFCROP_INLINE void weigh_group(Vector<A>& result, const Group<A>& group, const RowPair<orders, A, A>& rows, int n,
+                                 const A* weight) {
+  Vector<A> half[2];
+  for (int i = 0; i < 2; ++i)
+    half[i] = (rows.weight[0][n] * group.row[0][i] + rows.weight[1][n] * group.row[1][i] - rows.shift[n]) *
+              load_vector(weight + i * kGroup<A>);
+  add_pairs(result, half[0], half[1]);
+}
+#endif
+
 template <bool add, class T, class A>
 void put_points_each(A* __restrict out, const RowPair<1, T, A> rows, const Operator<A>& op) {
   const Band<A>& band = *op.band;
-  const int64_t m = op.m;
-  for (int64_t j = 0; j < band.outputs; ++j) {
-    const A* const weight = op.weights[kValue] + band.offset[j];
-    const int64_t count = band.count[j], from = (band.start[j] - band.first) * m;
-    const A first = count > 0 ? weight[0] : A(0), second = count > 1 ? weight[1] : A(0);
-    for (int64_t c = 0, k = from, x = j * m; c < m; ++c, ++k, ++x) {
-      A sum = count > 0 ? first * sum_pair(rows, 0, k) : A(0);
-      if (count > 1) sum += second * sum_pair(rows, 0, k + m);
-      out[x] = add ? out[x] + sum : sum;
+  for (int64_t j = 0; j < band.outputs;) {
+#if DIFFCROP_VECTORS
+    if constexpr (std::is_same_v<T, A>) {
+      if (op.m == 1 && is_group(band, j)) {
+        Group<A> group;
+        Vector<A> sum;
+        load_group(group, rows, band, j);
+        weigh_group(sum, group, rows, 0, op.weights[kValue] + band.offset[j]);
+        store_vector(out + j, add ? load_vector(out + j) + sum : sum);
+        j += kGroup<A>;
+        continue;
+      }
     }
+#endif
+    put_output<add>(out, rows, 0, op, kValue, j++);
   }
 }
 
@@ -83,7 +202,7 @@ template <bool add, class T, class A>
 void put_points(int64_t count, A* const* outs, const RowPair<1, T, A> (&rows)[kBatch], const Operator<A>& op) {
 #if DIFFCROP_LOOKUPS
   if constexpr (std::is_same_v<A, float>) {
-    if (!op.lanes.blocks.empty()) {
+    if (op.lanes.points) {
       if (count == kBatch) return put_points_lanes<add>(outs, rows, op);
       for (int64_t r = 0; r < count; ++r) put_points_lanes<add>(outs + r, {rows[r]}, op);
       return;
@@ -93,36 +212,39 @@ void put_points(int64_t count, A* const* outs, const RowPair<1, T, A> (&rows)[kB
   for (int64_t r = 0; r < count; ++r) put_points_each<add>(outs[r], rows[r], op);
 }
 
-// The slopes of a row: by x times g is added to the totals of its column, by y is left in `line`.
+// The slopes of a row, by x in `by_x` and by y in `by_y`.
 template <class T, class A>
-void slopes_each(A* __restrict totals, A* __restrict line, const A* __restrict g, const RowPair<2, T, A> rows,
-                 const Operator<A>& op) {
+void put_slopes_each(A* __restrict by_x, A* __restrict by_y, const RowPair<2, T, A> rows, const Operator<A>& op) {
   const Band<A>& band = *op.band;
-  const int64_t m = op.m;
-  for (int64_t j = 0; j < band.outputs; ++j) {
-    const A *const weight = op.weights[kValue] + band.offset[j], *const slope = op.weights[kByCenter] + band.offset[j];
-    const int64_t count = band.count[j];
-    if (count == 0) std::fill_n(line + j * m, m, A(0));
-    for (int64_t t = 0; t < count; ++t) {
-      const A w = weight[t], s = slope[t];
-      for (int64_t c = 0, k = (band.start[j] - band.first + t) * m, x = j * m; c < m; ++c, ++k, ++x) {
-        totals[x] += g[x] * (s * sum_pair(rows, kValue, k));
-        const A part = w * sum_pair(rows, kByCenter, k);
-        line[x] = t > 0 ? line[x] + part : part;
+  for (int64_t j = 0; j < band.outputs;) {
+#if DIFFCROP_VECTORS
+    if constexpr (std::is_same_v<T, A>) {
+      if (op.m == 1 && is_group(band, j)) {
+        Group<A> group;
+        Vector<A> x, y;
+        load_group(group, rows, band, j);
+        weigh_group(x, group, rows, kValue, op.weights[kByCenter] + band.offset[j]);
+        weigh_group(y, group, rows, kByCenter, op.weights[kValue] + band.offset[j]);
+        store_vector(by_x + j, x), store_vector(by_y + j, y);
+        j += kGroup<A>;
+        continue;
       }
     }
+#endif
+    put_output<false>(by_x, rows, kValue, op, kByCenter, j);
+    put_output<false>(by_y, rows, kByCenter, op, kValue, j++);
   }
 }
 
 // <g[r], slope of the crop's row between rows[r]> for up to kBatch rows: by x added to `totals` for each column, by y
-// to `dots` (see add_dot). `line` is as long as a row of outputs.
+// to `dots` (see add_dot). `lines` are two as long as a row of outputs.
 template <class T, class A>
 void add_points(int64_t count, DotLanes& dots, A* totals, const A* const (&g)[kBatch],
                 const RowPair<2, T, A> (&rows)[kBatch], const double (&fraction)[kBatch], const Operator<A>& op,
-                bool shifted, A* line) {
+                [[maybe_unused]] bool shifted, A* const (&lines)[2]) {
 #if DIFFCROP_LOOKUPS
   if constexpr (std::is_same_v<A, float>) {
-    if (!op.lanes.blocks.empty()) {
+    if (op.lanes.points) {
       if (count == kBatch) return add_points_lanes(dots, totals, g, rows, fraction, op, shifted);
       for (int64_t r = 0; r < count; ++r)
         add_points_lanes<1>(dots, totals, {g[r]}, {rows[r]}, {fraction[r]}, op, shifted);
@@ -131,8 +253,10 @@ void add_points(int64_t count, DotLanes& dots, A* totals, const A* const (&g)[kB
   }
 #endif
   for (int64_t r = 0; r < count; ++r) {
-    slopes_each(totals, line, g[r], rows[r], op);
-    add_dot(dots, fraction[r], g[r], line, op.band->outputs * op.m);
+    const int64_t width = op.band->outputs * op.m;
+    put_slopes_each(lines[0], lines[1], rows[r], op);
+    for (int64_t x = 0; x < width; ++x) totals[x] += g[r][x] * lines[0][x];
+    add_dot(dots, fraction[r], g[r], lines[1], width);
   }
 }
 

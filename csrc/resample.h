@@ -4,7 +4,7 @@
 //
 //   crop       crop[i] = W_y[i] image W_x^T
 //   by image   grad[k] = W_y^T[k] g W_x                 the same with the transposed matrices; one writer a row
-//   by box     v = W_y[i] image, v' = W_y'[i] image, q = g[i] W_x      y: <q, v'>      x: <g[i], v W_x'^T>
+//   by box     v = W_y[i] image, v' = W_y'[i] image      y: <g[i] W_x, v'> = <g[i], v' W_x^T>      x: <g[i], v W_x'^T>
 //
 // A row holds one channel (m = 1), or all channels of each pixel side by side (m = channels) where images are
 // channels-last.
@@ -272,9 +272,9 @@ BoxSum box_points(const BoxPlan<A>& box, const View<const T>& image, const View<
   const RowPairs<T, A> source(box.y, image, box.x.first, columns, scratch);
   ReadAhead<T> ahead(image, m, box.x.first, columns, box.ahead);
   ReadAhead<G> grad_ahead(grad, m, 0, width, box.ahead);
-  A* lines[kBatch];
-  for (A*& line : lines) line = scratch.take(width);
-  A* const line = scratch.take(width);
+  A* copies[kBatch];
+  for (A*& copy : copies) copy = scratch.take(width);
+  A* const lines[2] = {scratch.take(width), scratch.take(width)};
   A* const totals = scratch.take(2 * (width + kLanes));
   std::fill_n(totals, 2 * (width + kLanes), A(0));
   const A* const weights[] = {box.y.weight.data(), box.y.by_center.data()};
@@ -295,14 +295,16 @@ BoxSum box_points(const BoxPlan<A>& box, const View<const T>& image, const View<
       if (direct)
         g[r] = reinterpret_cast<const A*>(from);
       else
-        read_row(lines[r], from, box.x.outputs, grad.column, m, grad.channel), g[r] = lines[r];
+        read_row(copies[r], from, box.x.outputs, grad.column, m, grad.channel), g[r] = copies[r];
     }
-    add_points(count, dots, totals, g, rows, fraction, box.across, fill != nullptr, line);
+    add_points(count, dots, totals, g, rows, fraction, box.across, fill != nullptr, lines);
   }
   return box_sum(box, dots, {}, {totals, totals + width + kLanes});
 }
 
-// The same for all filters.
+// The same for all filters. Where the filter widens with the box there are two derivatives by y, which share the row
+// q = g W_x of the source's pixels: <q, v'>. Else there is one, and <g, v' W_x^T> leaves alone the pixels between those
+// that are read.
 template <class T, class G, class A>
 BoxSum box_rows(const BoxPlan<A>& box, const View<const T>& image, const View<const G>& grad, int64_t begin,
                 int64_t end, const A* fill, Scratch<A>& scratch) {
@@ -310,13 +312,13 @@ BoxSum box_rows(const BoxPlan<A>& box, const View<const T>& image, const View<co
   scratch.clear();
   const int64_t m = box.across.m, columns = (box.x.last - box.x.first) * m, width = box.x.outputs * m;
   const int orders_x = box.x.by_width.empty() ? 1 : 2;
-  A *v[kBatch], *q[kBatch], *g[kBatch];
+  A *v[kBatch], *q[kBatch], *g[kBatch], *by_center[kBatch];
   for (int r = 0; r < kBatch; ++r) {
     v[r] = scratch.take(columns + kOverread);
-    q[r] = scratch.take(columns);
+    by_center[r] = scratch.take(columns + kOverread);
+    q[r] = scratch.take(std::max(columns, width));
     g[r] = scratch.take(width + kOverread);
   }
-  A* const by_center = scratch.take(columns);
   A* const by_width = scratch.take(columns);
   A* const line = scratch.take(std::max(columns, width));
   A* const totals[2] = {scratch.take(width + kLanes), scratch.take(width + kLanes)};  // per column, over the rows
@@ -329,20 +331,24 @@ BoxSum box_rows(const BoxPlan<A>& box, const View<const T>& image, const View<co
     Row rows[kBatch];
     for (int64_t r = 0; r < count; ++r, row = next(box, row)) {
       rows[r] = row;
-      read_row(g[r], grad.at(rows[r].c, rows[r].i), box.x.outputs, grad.column, m, grad.channel);
+      read_row(g[r], grad.at(row.c, row.i), box.x.outputs, grad.column, m, grad.channel);
     }
-    gather<false>(count, q, g, box.back, kValue);
+    if (box.widens) gather<false>(count, q, g, box.back, kValue);
     for (int64_t r = 0; r < count; ++r) {
       const auto [c, i] = rows[r];
       ahead(box.y, rows[r]);
-      A* const lines[kOrders] = {v[r], by_center, by_width};
+      A* const lines[kOrders] = {v[r], by_center[r], by_width};
       if (box.y.by_width.empty()) {
         vertical<2>(lines, box, image, c, i, fill, line);
       } else {
         vertical<3>(lines, box, image, c, i, fill, line);
         add_dot(width_dots, 0, q[r], by_width, columns);
       }
-      add_dot(center_dots, box.y.fraction[i], q[r], by_center, columns);
+      if (box.widens) add_dot(center_dots, box.y.fraction[i], q[r], by_center[r], columns);
+    }
+    if (!box.widens) {
+      gather<false>(count, q, by_center, box.across, kValue);
+      for (int64_t r = 0; r < count; ++r) add_dot(center_dots, box.y.fraction[rows[r].i], g[r], q[r], width);
     }
     add_products(orders_x, count, totals, g, v, box.across, line);
   }

@@ -11,6 +11,13 @@
 #define DIFFCROP_INLINE inline
 #endif
 
+// Vectors as a type of the compiler's own.
+#if defined(__has_builtin)
+#define DIFFCROP_VECTORS __has_builtin(__builtin_shufflevector)
+#else
+#define DIFFCROP_VECTORS 0
+#endif
+
 namespace diffcrop {
 
 struct Half {
