@@ -273,7 +273,8 @@ def _how(results: Results) -> str:
         parts.append(
             f"* Suite {run['suite']}, {run['started']}, commit {commit}, {_machine(run['machine'])}; {versions}."
             f" At least {method['rounds_at_least']} rounds and {method['budget_s']:g} s for each case and number of"
-            f" threads; a sample repeats its call for {method['sample_s'] * 1e3:g} ms."
+            f" threads; a sample repeats its call for {method['sample_s'] * 1e3:g} ms, after"
+            f" {method['warm_s'] * 1e3:g} ms that are not counted."
             + (f" Copies: {' and '.join(copies)}." if copies else "")
         )
     first = next((copy for run in results.runs for copy in run["copy"].values()), None)

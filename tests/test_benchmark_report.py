@@ -46,7 +46,7 @@ def made_up(times, *, case_bytes=10**6, red=(), skipped=(), suite="table", start
         "versions": {"torch": "9.9", "jax": None},
         "source": {"commit": "0123456789abcdef", "dirty": True},
         "base": None,
-        "method": {"rounds_at_least": 15, "budget_s": 3.0, "sample_s": 2e-3, "pause_s": 5e-3},
+        "method": {"rounds_at_least": 15, "budget_s": 3.0, "sample_s": 2e-3, "warm_s": 1e-2, "pause_s": 5e-3},
         "copy": {"2": {"how": "by hand", "buffer_mib": 256, "bytes_per_s": [9e9, 10e9, 11e9]}},
         "skipped": [{"case": case, "peer": peer, "reason": reason} for case, peer, reason in skipped],
         "cases": {case: {"bytes": dict.fromkeys(PASSES, case_bytes)} for case, _, _, _ in times},

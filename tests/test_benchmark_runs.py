@@ -88,6 +88,22 @@ def test_a_sample_takes_long_enough(seconds):
     assert log[0] == ("a", 1)  # a call to warm up
 
 
+def test_a_sample_is_warm(monkeypatch):
+    monkeypatch.setattr(timing, "WARM_S", 1e-3)
+    now, calls = [0.0], []
+
+    def call():
+        calls.append(now[0])
+        now[0] += 1e-3 if len(calls) <= 2 else 1e-4  # slow at first
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    assert timing.Local(call, "").sample(5) == pytest.approx(1e-3 / 5 + 1e-4 * 4 / 5)
+    calls.clear()
+    monkeypatch.setattr(timing, "WARM_S", 2e-3)
+    assert timing.Local(call, "").sample(5) == pytest.approx(1e-4)
+    assert len(calls) == 7
+
+
 def test_quartiles():
     assert timing.spread([5.0, 1, 2, 3, 4]) == timing.Spread(3, 2, 4)
     assert timing.spread([7.0]) == timing.Spread(7, 7, 7)
@@ -243,6 +259,14 @@ def test_another_revision_beside_this_one():
     assert record["base"] == {"revision": "HEAD", "commit": head.strip()}
     after = subprocess.run(["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert before == after
+
+
+@pytest.mark.slow
+def test_a_case_has_a_process_of_its_own(monkeypatch):
+    monkeypatch.setattr(runner.problem, "make", None)  # of this process alone
+    record = runner.run(plan("E", "A", small=False, passes=("forward",), peers=()))
+    assert [row["case"] for row in record["rows"]] == ["E", "A"]
+    assert all(row["gate"]["green"] and row["samples"] for row in record["rows"])
 
 
 @pytest.mark.slow

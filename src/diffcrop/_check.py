@@ -127,6 +127,8 @@ def size(value: Any, axes: int, name: str = "size") -> tuple[int, ...]:
     """An int (the same along every axis) or one int per axis in tensor order, all at least 1. Returns one per axis."""
     if type(value) is int and value > 0:  # as nearly always
         return (value,) * axes
+    if type(value) is tuple and {*map(type, value)} == {int} and len(value) == axes and min(value) > 0:
+        return value
     wanted = f"an int or {_AXES_NAMES[axes]}"
     given = value
     if _is_int(value):
