@@ -212,11 +212,12 @@ def _pull_crop(ctx: Any, grad: Tensor | None, by_images: type[Function], by_boxe
         return (None,) * 6
     images, boxes, index = ctx.saved_tensors
     image_grad = box_grad = None
+    # Boxes first: the images may still be in a cache, which their gradient will fill.
+    if ctx.needs_input_grad[1]:
+        box_grad = _apply(by_boxes, grad, images, boxes, index, ctx.options, ctx.impl)
     if ctx.needs_input_grad[0]:
         layout = (tuple(images.shape), is_channels_last(images))
         image_grad = _apply(by_images, grad, boxes, index, *layout, ctx.options.linear(), ctx.impl)
-    if ctx.needs_input_grad[1]:
-        box_grad = _apply(by_boxes, grad, images, boxes, index, ctx.options, ctx.impl)
     return image_grad, box_grad, None, None, None, None
 
 
