@@ -36,7 +36,7 @@ class ReadAhead {
       : source_(source),
         left_(left * source.column),
         bytes_(columns * static_cast<int64_t>(sizeof(T))),
-        wanted_(wanted && columns > 0 && is_dense(source, m)) {}
+        wanted_(wanted && columns > 0 && bytes_ < kPage && is_dense(source, m)) {}
 
   // Before output `at` is made, which reads as the band says.
   template <class A>
@@ -58,7 +58,7 @@ class ReadAhead {
   }
 
  private:
-  static constexpr int64_t kLine = 64, kBytes = 1 << 15;
+  static constexpr int64_t kLine = 64, kPage = 4096, kBytes = 1 << 15;
 
   bool begins(const Row& at) {
     if (!wanted_ || (at.c == c_ && at.i < next_)) return false;

@@ -78,10 +78,10 @@ def main() -> None:
             check(images, boxes, size, side, mode=mode, antialias=antialias, padding_mode="zeros")
     # Images that are read ahead, with boxes that read nothing.
     for side in ("before", "after"):
-        images = torch.rand(2, 1, 2100, 2100)
-        boxes = torch.tensor([[[0.0, 0.0, 2100.0, 2100.0]], [[-50.0, 0.0, -10.0, 30.0]]])
-        check(images, boxes, (1024, 1024), side, antialias=False, padding_mode="zeros")
-        check(images, boxes.flip(0), (1024, 1024), side, padding_mode="zeros")
+        images = torch.rand(2, 5, 1100, 1000)
+        boxes = torch.tensor([[[0.0, 0.0, 1000.0, 1100.0]], [[-50.0, 0.0, -10.0, 30.0]]])
+        check(images, boxes, (550, 500), side, antialias=False, padding_mode="zeros")
+        check(images, boxes.flip(0), (550, 500), side, padding_mode="zeros")
 
 
 if __name__ == "__main__":
