@@ -55,7 +55,7 @@ class Row:
 
 
 class Results:
-    """The rows of some runs; of a case that several measured, those of the latest."""
+    """The rows of some runs; of a case that several measured with as many threads, those of the latest."""
 
     def __init__(self, runs: Iterable[dict[str, Any]]) -> None:
         self.runs = sorted(runs, key=lambda run: run["started"])
@@ -63,9 +63,10 @@ class Results:
         self.memory: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.skipped: dict[tuple[str, str], str] = {}
         for run in self.runs:
-            again = {row["case"] for row in run["rows"]}
-            self.rows = {key: row for key, row in self.rows.items() if key[0] not in again}
-            self.skipped = {key: why for key, why in self.skipped.items() if key[0] not in again}
+            again = {(row["case"], row["threads"]) for row in run["rows"]}
+            self.rows = {key: row for key, row in self.rows.items() if (row.case, row.threads) not in again}
+            cases = {case for case, _ in again}
+            self.skipped = {key: why for key, why in self.skipped.items() if key[0] not in cases}
             for row in run["rows"]:
                 read = _row(row, run)
                 self.rows[read.key] = read

@@ -60,8 +60,8 @@ constexpr double kFarthest = 1e100;
 constexpr int64_t kGrain = 1 << 15;
 // Boxes that are planned and cropped together: bounds the memory of the plans, whatever the number of boxes.
 constexpr int64_t kBoxes = 64;
-// Weights of which the plans stay in memory for the next call.
-constexpr size_t kMostKept = 1 << 18;
+// Plans with room for more than so many numbers do not stay in memory for the next call.
+constexpr size_t kMostKept = 1 << 19;
 // Multiply-adds of a piece of a crop: what one thread takes at a time. Some pieces per thread even out their lengths.
 constexpr int64_t kPiece = 1 << 16;
 // Rows of the image gradient in a piece, and its elements: each is touched once, and stays in the cache while boxes add
@@ -149,8 +149,9 @@ class Boxes {
     Ability ability;
     int64_t m = 1;
     bool lookups = false;
-    int64_t pixel = 0;   // bytes of a pixel of all channels, where boxes are read
-    bool ahead = false;  // else, whether what is read comes from memory
+    // Whether what is read comes from memory: known, or to be estimated from the bytes of a pixel, all channels.
+    bool ahead = false;
+    int64_t pixel = 0;
   };
 
   template <class A>
@@ -187,7 +188,6 @@ class Boxes {
                 const F& f) const {
     // They stay for the next call: getting memory from the system takes longer than a small crop.
     static thread_local std::vector<BoxPlan<A>> kept;
-    size_t numbers = 0;
     for (int64_t first = 0; first < this->size(); first += most) {
       const auto count = static_cast<size_t>(std::min(most, this->size() - first));
       if (kept.size() < count) kept.resize(count);
@@ -195,13 +195,27 @@ class Boxes {
       parallel(static_cast<int64_t>(count), kGrain / (64 * (size[0] + size[1])),
                [&](int64_t r) { plan<A>(plans[r], first + r, size, pixels, options, need); });
       const bool ahead = need.ahead || come_from_memory<A>(plans, need.pixel);
-      for (auto& plan : plans) plan.ahead = ahead, numbers += plan.y.weight.size() + plan.x.weight.size();
+      for (auto& plan : plans) plan.ahead = ahead;
       f(first, std::span<const BoxPlan<A>>(plans));
     }
-    if (numbers > kMostKept) kept = {};
+    // An empty list assigned would keep the memory.
+    if (room_of<A>(kept) > kMostKept) std::vector<BoxPlan<A>>().swap(kept);
   }
 
  private:
+  // The memory of plans, roughly: numbers that their longest parts have room for, used or not.
+  template <class A>
+  static size_t room_of(const std::vector<BoxPlan<A>>& plans) {
+    size_t room = 0;
+    for (const auto& plan : plans) {
+      room += sizeof(plan) / sizeof(A);
+      for (const Band<A>* band :
+           {static_cast<const Band<A>*>(&plan.y), static_cast<const Band<A>*>(&plan.x), &plan.y_back, &plan.x_back})
+        room += band->weight.capacity() + band->offset.capacity();
+    }
+    return room;
+  }
+
   // Whether what the boxes read comes from memory, probably: it is more than caches hold, and no other box has just
   // read the same. `plans`: of some of them.
   template <class A>
@@ -285,7 +299,8 @@ Level level() {
   static const Level chosen = [] {
     Level best = Level::plain;
 #if DIFFCROP_X86
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+        __builtin_cpu_supports("bmi2"))
       best = Level::avx2;
     if (best == Level::avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"))
@@ -333,7 +348,7 @@ void crop_typed(const Tensor& images, const Boxes& boxes, const Sizes& size, con
   const std::vector<A> fill = fill_of<A>(fills, channels);
   const Pieces pieces(channels / m * size[0], 8 * size[1] * m);
   const Boxes::Need need{.across = true,
-                         .ability = {is_dense(view_of(images, source, 0), m), pairs<T>(m)},
+                         .ability = {is_dense(view_of(images, source, 0), m), m > 1 || pairs<T>(m)},
                          .m = m,
                          .lookups = kernels.lookups,
                          .pixel = channels * static_cast<int64_t>(sizeof(T))};
@@ -522,6 +537,11 @@ ScalarType result_dtype(ScalarType image, Mode mode) {
   return image == ScalarType::Byte && mode != Mode::nearest ? ScalarType::Float : image;
 }
 
+void check_fill(const std::vector<double>& fill, const Tensor& images) {
+  require(fill.size() == 1 || static_cast<int64_t>(fill.size()) == images.size(1),
+          "fill must be one number, or one per channel");
+}
+
 void check_images(const Tensor& images, const Sizes& size) {
   require(images.dim() == 4 && images.size(2) > 0 && images.size(3) > 0,
           "images must have shape (B, C, H, W), not empty");
@@ -534,6 +554,7 @@ Tensor crop(const Tensor& images, const Tensor& boxes_tensor, const OptionalTens
             bool channels_last, const std::string& mode, bool antialias, const std::string& padding,
             const std::vector<double>& fill, double sigma, bool align_corners) {
   check_images(images, size);
+  check_fill(fill, images);
   const Options options = options_of(mode, antialias, padding, sigma, align_corners);
   const Boxes boxes(boxes_tensor, index, images.size(0));
   const ScalarType dtype = result_dtype(images.scalar_type(), options.mode);
@@ -550,6 +571,7 @@ Tensor crop_jacobian(const Tensor& images, const Tensor& boxes_tensor, const Opt
                      const std::string& mode, bool antialias, const std::string& padding,
                      const std::vector<double>& fill, double sigma, bool align_corners) {
   check_images(images, size);
+  check_fill(fill, images);
   const Options options = options_of(mode, antialias, padding, sigma, align_corners);
   const Boxes boxes(boxes_tensor, index, images.size(0));
   const ScalarType dtype = result_dtype(images.scalar_type(), options.mode);
@@ -563,6 +585,7 @@ Tensor crop_grad_boxes(const Tensor& grad, const Tensor& images, const Tensor& b
                        const OptionalTensor& index, const std::string& mode, bool antialias, const std::string& padding,
                        const std::vector<double>& fill, double sigma, bool align_corners) {
   check_images(images, spatial(grad));
+  check_fill(fill, images);
   const Options options = options_of(mode, antialias, padding, sigma, align_corners);
   const Boxes boxes(boxes_tensor, index, images.size(0));
   require(grad.size(0) == boxes.size() && grad.size(1) == images.size(1), "grad must have shape (R, C, h, w)");

@@ -3,8 +3,8 @@
 // A tap at pixel k of an output at position c has the weight f((k - c) / u), u the filter's unit (width, or scale *
 // width). With x = (k - c) / u its derivatives are
 //
-//   by the position    d/dc = -f'(x) / u          by the width    d/dw = -x f'(x) / width     (u is proportional to
-//   width)
+//   by the position    d/dc = -f'(x) / u
+//   by the width       d/dw = -x f'(x) / width     (u is proportional to width)
 //
 // Which piece a tap belongs to is decided by integers, and as in the reference: this file is compiled without fused
 // multiply-adds, so that both decide alike to the last bit.
@@ -15,6 +15,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <numbers>
 #include <vector>
 
 namespace diffcrop {
@@ -220,7 +221,7 @@ inline std::pair<double, double> sinc(double x) {
     const double square = x * x;
     double term = 1, value = 1, slope = 0;
     for (int i = 1; i < 10; ++i) {  // term = (-1)^i pi^2i x^(2i-2) / (2i+1)!
-      term *= -M_PI * M_PI / ((2 * i) * (2 * i + 1));
+      term *= -std::numbers::pi * std::numbers::pi / ((2 * i) * (2 * i + 1));
       value += term * square;
       slope += 2 * i * term;
       term *= square;
@@ -229,8 +230,8 @@ inline std::pair<double, double> sinc(double x) {
   }
   // The argument is reduced to the nearest integer first, which makes the zeros exact.
   const double nearest = rounded(x), sign = static_cast<int64_t>(nearest) % 2 == 0 ? 1 : -1;
-  const double value = sign * std::sin(M_PI * (x - nearest)) / (M_PI * x);
-  return {value, (sign * std::cos(M_PI * (x - nearest)) - value) / x};
+  const double value = sign * std::sin(std::numbers::pi * (x - nearest)) / (std::numbers::pi * x);
+  return {value, (sign * std::cos(std::numbers::pi * (x - nearest)) - value) / x};
 }
 
 // Terms of the Euler-Maclaurin series.
@@ -248,10 +249,10 @@ struct Lanczos3 {
   // With x = 3 + t: f = 3 / (2 pi^2) (cos(2 pi t / 3) - cos(4 pi t / 3)) / (3 + t)^2.
   static Taylor taylor() {
     Taylor waves{}, result{};
-    double term = 3 / (2 * M_PI * M_PI), quadruple = 1;
+    double term = 3 / (2 * std::numbers::pi * std::numbers::pi), quadruple = 1;
     for (int m = 0; m < kTerms; m += 2) {
       waves[m] = term * (1 - quadruple);
-      term *= -(4 * M_PI * M_PI / 9) / ((m + 1) * (m + 2));
+      term *= -(4 * std::numbers::pi * std::numbers::pi / 9) / ((m + 1) * (m + 2));
       quadruple *= 4;
     }
     for (int m = 0; m < kTerms; ++m) {
@@ -268,7 +269,8 @@ struct Lanczos3 {
 struct Gaussian {
   static constexpr double support = 6;
   static inline const double at_cut = std::exp(-0.5 * support * support);
-  static inline const double integral = std::sqrt(2 * M_PI) * std::erf(support / std::sqrt(2.0)) - 2 * support * at_cut;
+  static inline const double integral =
+      std::sqrt(2 * std::numbers::pi) * std::erf(support / std::sqrt(2.0)) - 2 * support * at_cut;
   static std::pair<double, double> at(double x) {
     const double e = std::exp(-0.5 * x * x);
     return {e - at_cut, -x * e};
@@ -320,7 +322,7 @@ struct Quadrature {
                                                        -3.245638827113535e-05, 1.9899215070652008e-06};
   Quadrature() {
     for (int i = 0; i < nodes; ++i) {
-      double x = std::cos(M_PI * (i + 0.75) / (nodes + 0.5)), slope = 0;
+      double x = std::cos(std::numbers::pi * (i + 0.75) / (nodes + 0.5)), slope = 0;
       for (int step = 0; step < 8; ++step) {
         double previous = 1, value = x;
         for (int n = 2; n <= nodes; ++n) {

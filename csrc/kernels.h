@@ -55,7 +55,7 @@ class Scratch {
     if (!blocks_.empty() && blocks_.back().size > kMost) blocks_.clear();
     used_ = 0;
   }
-  // Gives back what was taken since mark().
+  // Gives back what was taken since mark(), if that is all in one block.
   using Mark = std::pair<size_t, int64_t>;
   Mark mark() const { return {blocks_.size(), used_}; }
   void release(const Mark& mark) {

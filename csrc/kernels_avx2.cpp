@@ -5,10 +5,10 @@
 // standard library from here for everybody.
 #if DIFFCROP_X86
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,bmi,bmi2"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,bmi,bmi2"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("arch=x86-64-v3")
+#pragma GCC target("avx2,fma,bmi,bmi2")
 #endif
 #define DIFFCROP_LEVEL avx2
 #define DIFFCROP_LOOKUPS 0

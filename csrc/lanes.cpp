@@ -11,6 +11,9 @@ namespace {
 constexpr double kRegisters[] = {2, 2, 3, 3};
 constexpr double kMoving = 5, kPair = 15, kPixel = 1, kRun = 9, kSixteen = 2;
 
+// Pairs serve only where registers do not reach, so that there is a pixel before the last (see `place`).
+static_assert(kPair > 2 * kRegisters[3]);
+
 struct Choice {
   Lookup lookup;
   double cost;

@@ -28,14 +28,15 @@ enum class Lookup : int8_t { one, two, three, four, moving, pairs, dense, single
 struct Block {
   int32_t from;   // the first number read, counted from pixel band.first
   int32_t read;   // how many numbers lie between it and the last one read
-  int32_t taps;   // the longest run; of a dense block the pixels from the first to the last
+  int32_t taps;   // those that the tables have, no fewer than the longest run
   int64_t table;  // where its masks are, and times 16 its weights
   Lookup lookup;
 };
 
 struct Lanes {
   std::vector<Block> blocks;   // empty where no block gains
-  std::vector<int32_t> place;  // where the first tap of each lane is, less `from`; of a dense block its channel
+  std::vector<int32_t> place;  // where the first tap of each lane is, less `from`; of a dense block its channel;
+                               // one less for an only pixel that is the second of a pair
   std::vector<uint16_t> mask;  // for each tap the lanes that have it: what others would read may be NaN
   std::vector<float> weight[kOrders];
   // Every block has tables of two taps, which registers or pairs find, and reads nothing beyond its last pixel.

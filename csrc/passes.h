@@ -1,5 +1,5 @@
-// The passes over one row. Compiled once for every instruction set (kernels.h), hence no include guard and no lambdas,
-// which gcc would compile for the oldest one.
+// The passes over one row. Compiled once for every instruction set (kernels_*.cpp), hence no include guard; and no
+// lambdas in loops that count, which gcc would compile for the oldest one unless they are always inlined.
 
 #if DIFFCROP_LOOKUPS
 #include "vectors.h"

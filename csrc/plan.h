@@ -32,7 +32,7 @@ struct Band {
   std::vector<A> weight;
   // The pixel of every weight where they are not in a row, which periodic paddings alone lead to; else empty.
   std::vector<int32_t> place;
-  // All pixels read lie in [first, last), and the longest run is of `most`.
+  // All pixels read lie in [first, last), and no run is longer than `most`.
   int64_t first = 0, last = 0;
   int32_t most = 0;
 

@@ -1,9 +1,13 @@
 // Crops where every output reads at most two pixels of each axis (bilinear without widening): value and slopes from
 // those four pixels, with no rows in between. Compiled once for every instruction set, as passes.h is.
 //
-//   v_n[k] = wy_n[0] p_0[k] + wy_n[1] p_1[k]       p_0, p_1 two source rows; n = 0 the weights of y, n = 1 their
-//   derivatives value = wx[0] v_0[k] + wx[1] v_0[k + 1]        k the first pixel of the output slope by x = wx'[0]
-//   v_0[k] + wx'[1] v_0[k + 1] slope by y = wx[0] v_1[k] + wx[1] v_1[k + 1]
+//   v_n[k]     = wy_n[0] p_0[k] + wy_n[1] p_1[k]
+//   value      = wx[0] v_0[k] + wx[1] v_0[k + 1]
+//   slope by x = wx'[0] v_0[k] + wx'[1] v_0[k + 1]
+//   slope by y = wx[0] v_1[k] + wx[1] v_1[k + 1]
+//
+// with p_0 and p_1 the two source rows, wy_0 the weights of y and wy_1 their derivatives, k the first pixel of the
+// output.
 
 namespace diffcrop::DIFFCROP_LEVEL {
 
@@ -23,7 +27,7 @@ class RowPairs {
   RowPairs(const Band<A>& y, const View<const T>& source, int64_t left, int64_t length, Scratch<A>& scratch)
       : y_(y), source_(source), left_(left * source.column) {
     A* const zeros = scratch.take(length);
-    std::fill_n(zeros, length, A(0));
+    std::memset(zeros, 0, length * sizeof(A));
     zeros_ = reinterpret_cast<const T*>(zeros);
   }
 
@@ -112,15 +116,16 @@ DIFFCROP_INLINE void store_vector(A* to, const Vector<A>& vector) {
 }
 
 #if DIFFCROP_VECTOR_BYTES == 32
-// The pairs of pixels of half a group: from[start[0]], from[start[0] + 1], from[start[1]], ...
-DIFFCROP_INLINE void load_half(Vector<float>& half, const float* from, const int32_t* start) {
+// The pairs of pixels of half a group: of a row that begins with pixel `first`, start[0] and the next, start[1] and ...
+DIFFCROP_INLINE void load_half(Vector<float>& half, const float* row, const int32_t* start, int64_t first) {
   double pair[4];  // two floats each, never looked at as a number
-  for (int i = 0; i < 4; ++i) std::memcpy(&pair[i], from + start[i], sizeof(double));
+  for (int i = 0; i < 4; ++i) std::memcpy(&pair[i], row + (start[i] - first), sizeof(double));
   const Vector<double> pairs = {pair[0], pair[1], pair[2], pair[3]};
   std::memcpy(&half, &pairs, sizeof(half));
 }
-DIFFCROP_INLINE void load_half(Vector<double>& half, const double* from, const int32_t* start) {
-  half = Vector<double>{from[start[0]], from[start[0] + 1], from[start[1]], from[start[1] + 1]};
+DIFFCROP_INLINE void load_half(Vector<double>& half, const double* row, const int32_t* start, int64_t first) {
+  const double *const a = row + (start[0] - first), *const b = row + (start[1] - first);
+  half = Vector<double>{a[0], a[1], b[0], b[1]};
 }
 
 // The sums of all pairs.
@@ -132,14 +137,14 @@ DIFFCROP_INLINE void add_pairs(Vector<double>& sum, const Vector<double>& a, con
   sum = __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
 }
 #else
-DIFFCROP_INLINE void load_half(Vector<float>& half, const float* from, const int32_t* start) {
+DIFFCROP_INLINE void load_half(Vector<float>& half, const float* row, const int32_t* start, int64_t first) {
   double pair[2];
-  for (int i = 0; i < 2; ++i) std::memcpy(&pair[i], from + start[i], sizeof(double));
+  for (int i = 0; i < 2; ++i) std::memcpy(&pair[i], row + (start[i] - first), sizeof(double));
   const Vector<double> pairs = {pair[0], pair[1]};
   std::memcpy(&half, &pairs, sizeof(half));
 }
-DIFFCROP_INLINE void load_half(Vector<double>& half, const double* from, const int32_t* start) {
-  half = load_vector(from + start[0]);
+DIFFCROP_INLINE void load_half(Vector<double>& half, const double* row, const int32_t* start, int64_t first) {
+  half = load_vector(row + (start[0] - first));
 }
 
 DIFFCROP_INLINE void add_pairs(Vector<float>& sum, const Vector<float>& a, const Vector<float>& b) {
@@ -161,7 +166,7 @@ DIFFCROP_INLINE void load_group(Group<A>& group, const RowPair<orders, A, A>& ro
   const int32_t* const start = band.start.data() + j;
   for (int t = 0; t < 2; ++t)
     for (int half = 0; half < 2; ++half)
-      load_half(group.row[t][half], rows.row[t] - band.first, start + half * kGroup<A> / 2);
+      load_half(group.row[t][half], rows.row[t], start + half * kGroup<A> / 2, band.first);
 }
 
 // result = the outputs of a group, with v_n and the weights of an order.

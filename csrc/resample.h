@@ -97,6 +97,7 @@ class Product {
         dense_(is_dense(source, x.m)),
         x_first_(y.place.empty() && (order.x_first || !dense_)),
         ahead_(source, x.m, x.band->first, columns_, ahead) {
+    // The order was made for rows as dense as these: with points it knows no reach.
     if (order.points && dense_) {
       pairs_.emplace(y, source, x.band->first, columns_, scratch);
       return;

@@ -136,7 +136,7 @@ DIFFCROP_INLINE void load_pairs(const float* p, const int32_t* place, __m512& fi
 // The same for narrower numbers: each pair is one number of twice their width.
 DIFFCROP_INLINE __m512i load_words(const uint16_t* p, const int32_t* place) {
   const auto four = [p](const int32_t* at) __attribute__((always_inline)) {
-    __m128i words = _mm_loadu_si32(p + at[0]);
+    __m128i words = _mm_cvtsi32_si128(load_bits<int>(p + at[0]));
     words = _mm_insert_epi32(words, load_bits<int>(p + at[1]), 1);
     words = _mm_insert_epi32(words, load_bits<int>(p + at[2]), 2);
     return _mm_insert_epi32(words, load_bits<int>(p + at[3]), 3);
@@ -157,7 +157,7 @@ DIFFCROP_INLINE void load_pairs(const Half* p, const int32_t* place, __m512& fir
 }
 DIFFCROP_INLINE void load_pairs(const uint8_t* p, const int32_t* place, __m512& first, __m512& second) {
   const auto eight = [p](const int32_t* at) __attribute__((always_inline)) {
-    __m128i words = _mm_loadu_si16(p + at[0]);
+    __m128i words = _mm_cvtsi32_si128(load_bits<uint16_t>(p + at[0]));
     words = _mm_insert_epi16(words, load_bits<short>(p + at[1]), 1);
     words = _mm_insert_epi16(words, load_bits<short>(p + at[2]), 2);
     words = _mm_insert_epi16(words, load_bits<short>(p + at[3]), 3);
@@ -198,9 +198,9 @@ DIFFCROP_INLINE Sums<orders, count> weigh(const float* const (&rows)[count], con
     for (int64_t t = 0; t < taps; t += 2) {
       const int64_t second = std::min(t + 1, taps - 1);
       for (int r = 0; r < count; ++r) {
-        const float *const a = rows[r] + from + t * m, *const b = rows[r] + from + second * m;
-        pixel[r] = m == 1 ? _mm512_set1_ps(*a) : look_up(hold<1>(a), place);
-        next[r] = m == 1 ? _mm512_set1_ps(*b) : look_up(hold<1>(b), place);
+        const float *const one = rows[r] + from + t * m, *const other = rows[r] + from + second * m;
+        pixel[r] = m == 1 ? _mm512_set1_ps(*one) : look_up(hold<1>(one), place);
+        next[r] = m == 1 ? _mm512_set1_ps(*other) : look_up(hold<1>(other), place);
       }
       add_tap<false>(sum, pixel, weight, mask, t);
       if (second > t) add_tap<false>(odd, next, weight, mask, second);

@@ -46,6 +46,37 @@ def test_no_other_pixel_is_read(mode, reduction, dtype, beside, generator):
             assert all(torch.equal(mine, other) for mine, other in zip(*found, strict=True)), (channels, box)
 
 
+def test_fill_has_a_number_for_every_channel():
+    """Also where the operators are called without the checks of the public functions."""
+    images, boxes = torch.rand(1, 3, 8, 8), torch.tensor([[0.0, 0.0, 8.0, 8.0]])
+    for fill in ([], [1.0, 2.0], [1.0] * 4):
+        for mode in ("bilinear", "nearest"):
+            with pytest.raises(RuntimeError, match="fill"):
+                torch.ops.diffcrop.crop(images, boxes, None, [4, 4], False, mode, False, "constant", fill, 0.5, False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from Linux' /proc")
+def test_plans_of_many_boxes_do_not_stay_in_memory():
+    program = """
+import ctypes, torch, diffcrop
+def resident():
+    ctypes.CDLL(None).malloc_trim(0)
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+torch.set_num_threads(1)
+def run(boxes, n):
+    grad = torch.ones(1, 1, 1, 1).expand(len(boxes), 1, n, n)
+    torch.ops.diffcrop.crop_grad_images(grad, boxes, torch.zeros(len(boxes), dtype=torch.int64), [1, 1, 64, 64], False,
+                                        "bilinear", False, "zeros", [0.0], 0.5, False)
+run(torch.tensor([[0.0, 0.0, 9.0, 9.0]]), 8)
+before = resident()
+run(torch.tensor([[-50.0, -50.0, -10.0, -10.0]]).repeat(20_000, 1), 64)
+run(torch.tensor([[0.0, 0.0, 9.0, 9.0]]).repeat(60_000, 1), 1)
+print(resident() - before)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 16 * 2**20
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="pages are protected by Linux's own calls")
 def test_nothing_is_read_beyond_the_tensor():
     program = Path(__file__).with_name("guarded.py")
