@@ -54,12 +54,11 @@ class Plan:
 
 @dataclass
 class Run:
-    """A run in progress and its record."""
+    """A case in progress and its record."""
 
     plan: Plan
     record: dict[str, Any]
     site: Path | None = None
-    told: Callable[[dict[str, Any], str], None] = lambda _record, _case: None
     workers: dict[tuple[str, int], Worker] = field(default_factory=dict)
 
     def worker(self, name: str, threads: int) -> Worker:
@@ -115,12 +114,12 @@ def run(plan: Plan, told: Callable[[dict[str, Any], str], None] = lambda _record
     }
     with contextlib.ExitStack() as stack:
         stack.callback(_set_threads, torch.get_num_threads())
-        this = Run(plan, record, told=told)
+        site = None
         if plan.base is not None:
-            commit, this.site = stack.enter_context(revision(plan.base))
+            commit, site = stack.enter_context(revision(plan.base))
             record["base"] = {"revision": plan.base, "commit": commit}
         if plan.suite != "memory":
-            _time(this)
+            _time(plan, record, site, told)
         if plan.suite in ("memory", "growth"):
             peers = None if plan.peers is None else (OURS, *plan.peers)
             rows, skipped = memory.measure(plan.cases, peers=peers, passes=plan.passes, small=plan.small)
@@ -129,16 +128,15 @@ def run(plan: Plan, told: Callable[[dict[str, Any], str], None] = lambda _record
     return record
 
 
-def _time(this: Run) -> None:
-    plan, record = this.plan, this.record
+def _time(plan: Plan, record: dict[str, Any], site: Path | None, told: Callable[[dict[str, Any], str], None]) -> None:
     for threads in plan.threads:
         _copy(record, threads, plan.small)
     for case in plan.cases:
-        measured = _measure(plan, case, this.site) if plan.small else _in_a_process(plan, case, this.site)
+        measured = _measure(plan, case, site) if plan.small else _in_a_process(plan, case, site)
         record["cases"][case.name] = measured["case"]
         record["rows"] += measured["rows"]
         record["skipped"] += measured["skipped"]
-        this.told(record, case.name)
+        told(record, case.name)
     # Once more: what the machine did meanwhile shows in these.
     for threads in plan.threads:
         _copy(record, threads, plan.small)

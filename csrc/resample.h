@@ -25,9 +25,9 @@ void sum_strided(A* const (&out)[kOrders], const T* base, const View<const T>& s
   }
 }
 
-// Reads rows of a source some tens of rows ahead of the passes, in one go. Between their other loads and stores
-// processors do not foresee short rows: what comes from memory then takes up to twice as long, and asking for single
-// lines in advance (prefetches) did not help. What comes from a cache takes longer with it.
+// Reads short rows of a source some tens of rows ahead of the passes, in one go. Between their other loads and stores
+// processors do not foresee rows of less than a page: what comes from memory then takes up to twice as long, and asking
+// for single lines in advance (prefetches) did not help. Longer rows, and what comes from a cache, take longer with it.
 template <class T>
 class ReadAhead {
  public:
