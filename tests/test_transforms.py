@@ -8,67 +8,18 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
-import os
-import subprocess
-import sys
 from unittest import mock
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import diffcrop
 from diffcrop import _ops, coverage, crop, crop_with_jacobian
-from diffcrop._impl import cpu, reference
 from diffcrop._options import Options
-
-f64 = torch.float64
-IMPLEMENTATIONS = [name for name, reason in diffcrop.implementations().items() if reason is None]
-SIZE = (2, 3)
-# A reduction along x and an enlargement along y, some taps outside; smooth there, with every derivative non-zero.
-BOX = torch.tensor([-0.7, 1.3, 5.9, 2.8], dtype=f64)
-SMOOTH = {"mode": "bicubic", "padding_mode": "constant", "fill": 0.25}
-needs_kernels = pytest.mark.skipif(not cpu.available(), reason="the kernels are not there")
-
-
-def image(generator, *leading):
-    return torch.rand(*leading, 2, 4, 5, generator=generator, dtype=f64)
-
-
-def boxes(generator, *leading):
-    return BOX + 0.2 * torch.rand(*leading, 4, generator=generator, dtype=f64)
-
-
-def plain(images, box, options=None):
-    """One image (C, H, W) and one box, or a batch and its boxes, by the reference as plain PyTorch."""
-    options = options or Options("bicubic", True, "constant", (0.25,))
-    if images.ndim == 3:
-        return reference._crop(images[None], box[None], None, SIZE, options)[0]
-    return reference._crop(images, box, None, SIZE, options)
-
-
-def loss(function, generator):
-    weight = torch.rand(2, *SIZE, generator=generator, dtype=f64)
-    return lambda i, b: (weight * function(i, b)).square().sum()
-
-
-def mine(impl):
-    return lambda i, b: crop(i, b, SIZE, impl=impl, **SMOOTH)
-
-
-def flat(tree):
-    return torch.cat([t.reshape(-1) for t in torch.utils._pytree.tree_leaves(tree)])
-
-
-def agree(actual, expected, atol=1e-11):
-    actual, expected = flat(actual).detach(), flat(expected).detach()
-    assert (expected != 0).any()
-    torch.testing.assert_close(actual, expected, rtol=0, atol=atol * max(1.0, float(expected.abs().max())))
-
+from plain import BOX, SIZE, SMOOTH, agree, boxes, described, f64, image, loss, mine, needs_kernels, plain
 
 # --- torch.func -------------------------------------------------------------------------------------------------------
 
@@ -377,183 +328,9 @@ def test_per_sample_gradients(impl, generator):
     agree(mapped, torch.stack(loop))
 
 
-# --- torch.compile ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def _forget_compiled_code():
-    yield
-    torch._dynamo.reset()
-
-
-CALLS = {
-    "default": {},
-    "bicubic": SMOOTH,
-    "nearest": {"mode": "nearest", "padding_mode": "reflection"},
-    "unit centres": {"mode": "area", "coords": "unit", "box_format": "cxcywh"},
-    "gaussian": {"mode": "gaussian", "padding_mode": "circular", "align_corners": True},
-}
-
-
-# The reference compiles as the plain PyTorch that it is, at length.
-COMPILED = [(impl, name) for impl, name in itertools.product(IMPLEMENTATIONS, CALLS)
-            if impl == "cpu" or name in ("default", "unit centres")]  # fmt: skip
-
-
-@pytest.mark.parametrize(("impl", "name"), COMPILED)
-def test_compiled_forward_and_backward(impl, name, generator):
-    options = CALLS[name]
-    function = torch.compile(lambda i, b: crop(i, b, SIZE, impl=impl, **options), fullgraph=True, backend="aot_eager")
-    fixed = options.get("mode") == "nearest"
-    i, b = image(generator, 2).requires_grad_(), boxes(generator, 2).requires_grad_(not fixed)
-    expected, result = crop(i, b, SIZE, impl=impl, **options), function(i, b)
-    agree(result, expected, 1e-14)
-    inputs = (i,) if fixed else (i, b)
-    agree(
-        torch.autograd.grad(result.square().sum(), inputs), torch.autograd.grad(expected.square().sum(), inputs), 1e-12
-    )
-
-
-@pytest.mark.parametrize("row", ["image", "shared", "groups", "list of boxes", "index"])
-def test_compiled_rows_of_the_table(impl, row, generator):
-    i = image(generator, 2)
-    b = {"image": boxes(generator, 3), "shared": BOX, "groups": boxes(generator, 2, 3), "index": boxes(generator, 3),
-         "list of boxes": [boxes(generator, 2), boxes(generator, 1)]}[row]  # fmt: skip
-    index = torch.tensor([1, 0, 1]) if row == "index" else None
-    i = i[0] if row == "image" else i
-
-    def call(i, b, index):
-        return crop(i, b, SIZE, batch_index=index, impl=impl, **SMOOTH)
-
-    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    agree(compiled(i, b, index), call(i, b, index), 1e-14)
-
-
-def test_one_graph_for_many_sizes(impl, generator):
-    compilations = 0  # until the first call has been served: the compiler may start over
-    counter = CompileCounterWithBackend("aot_eager")
-
-    def total(i, b, h, w):
-        return crop(i, b, (h, w), impl=impl).square().sum()
-
-    compiled = torch.compile(total, fullgraph=True, dynamic=True, backend=counter)
-    # All different at first: equal sizes would be taken to belong together.
-    for count, height, width, h, w in [(6, 8, 9, 5, 7), (3, 12, 5, 4, 11), (5, 5, 17, 11, 2)]:
-        i = torch.rand(count, 3, height, width, generator=generator, dtype=f64, requires_grad=True)
-        b = (boxes(generator, count) * 1.1).requires_grad_()
-        expected, result = total(i, b, h, w), compiled(i, b, h, w)
-        compilations = compilations or counter.frame_count
-        agree(result, expected, 1e-13)
-        agree(torch.autograd.grad(result, (i, b)), torch.autograd.grad(expected, (i, b)), 1e-12)
-    assert counter.frame_count == compilations > 0
-
-
-def test_one_graph_where_only_the_image_changes(impl, generator):
-    """Sizes that are marked dynamic rather than all."""
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(lambda i, b: crop(i, b, SIZE, impl=impl), fullgraph=True, backend=counter)
-    for height, width in [(6, 7), (9, 8), (12, 5)]:
-        i = torch.rand(3, height, width, generator=generator, dtype=f64)
-        torch._dynamo.mark_dynamic(i, 1)
-        torch._dynamo.mark_dynamic(i, 2)
-        agree(compiled(i, BOX), crop(i, BOX, SIZE, impl=impl), 1e-14)
-    assert counter.frame_count == 1
-
-
-def fresh(code):
-    """Run code in a new process and return the JSON that it prints last."""
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-COMPILED_TRANSFORMS = """
-import json, sys, torch, diffcrop
-from torch.func import grad, hessian, jacrev, jvp, vmap
-torch.manual_seed(0)
-picture = torch.rand(2, 4, 5, dtype=torch.float64)
-box = torch.tensor([-0.7, 1.3, 5.9, 2.8], dtype=torch.float64)
-crop = lambda b: diffcrop.crop(picture, b, (2, 3), mode="bicubic", impl=IMPL)
-loss = lambda b: crop(b).square().sum()
-cases = {
-    "grad": grad(loss),
-    "grad of both": grad(lambda b: diffcrop.crop(picture * b[0], b, (2, 3), mode="bicubic", impl=IMPL).square().sum()),
-    "jacrev": jacrev(crop),
-    "grad of grad": grad(lambda b: grad(loss)(b).square().sum()),
-    "hessian": hessian(loss),
-    "vmap": lambda b: vmap(crop)(torch.stack([b, b + 0.1])),
-    "vmap of grad": lambda b: vmap(grad(loss))(torch.stack([b, b + 0.1])),
-    "jvp": lambda b: jvp(loss, (b,), (torch.ones_like(b),))[1],
-}
-found = {}
-names = list(cases) if IMPL == "cpu" else ["grad", "vmap of grad"]  # the reference compiles as plain PyTorch, at length
-eager = {name: cases[name](box) for name in names}
-for name in names:  # jvp last: its failure leaves the process in a dual level
-    torch._dynamo.reset()
-    try:
-        compiled = torch.compile(cases[name], fullgraph=True, backend="aot_eager")(box)
-        found[name] = float((compiled - eager[name]).abs().max() / eager[name].abs().max())
-    except Exception as error:
-        found[name] = type(error).__name__
-print(json.dumps(found))
-"""
-
-
-def test_compiled_transforms_are_right_or_raise(impl):
-    """In a fresh process, which a failed compilation may leave in disorder. Zeros without a word are what to fear."""
-    found = fresh(COMPILED_TRANSFORMS.replace("IMPL", repr(impl)))
-    wrong = {name: error for name, error in found.items() if not isinstance(error, str) and not error < 1e-11}
-    assert not wrong, found
-    for name in {"grad", "grad of both", "jacrev"} & set(found):
-        assert not isinstance(found[name], str), found
-
-
-def test_compiled_as_the_first_call_of_a_process():
-    found = fresh(
-        "import json, torch, diffcrop\n"
-        "f = torch.compile(lambda i, b: diffcrop.crop(i, b, 3), fullgraph=True, backend='aot_eager')\n"
-        "i = torch.arange(48.0).reshape(1, 6, 8).requires_grad_()\n"
-        "b = torch.tensor([1.0, 1, 4, 4], requires_grad=True)\n"
-        "out = f(i, b)\n"
-        "out.sum().backward()\n"
-        "print(json.dumps([out.tolist(), b.grad.tolist(), float(i.grad.sum())]))"
-    )
-    # Pixels 1..3 of rows 1..3 of a ramp of slope 1 along x and 8 along y; each corner moves them by half on average.
-    assert found[0] == [[[9, 10, 11], [17, 18, 19], [25, 26, 27]]]
-    assert found[1] == pytest.approx([4.5, 36, 4.5, 36])
-    assert found[2] == 9
-
-
-@pytest.mark.slow
-def test_inductor(impl, generator):
-    function = torch.compile(mine(impl), fullgraph=True)
-    i, b = image(generator).requires_grad_(), BOX.clone().requires_grad_()
-    agree(function(i, b), mine(impl)(i, b), 1e-13)
-    agree(
-        torch.autograd.grad(function(i, b).square().sum(), (i, b)),
-        torch.autograd.grad(mine(impl)(i, b).square().sum(), (i, b)),
-        1e-12,
-    )
-
-
-def test_export(impl, generator):
-    """A module with a crop in it becomes a graph that gives the same, also for another batch."""
-    module = diffcrop.nn.Crop(SIZE, impl=impl, **SMOOTH)
-    given = image(generator, 2), boxes(generator, 2)
-    batch = torch.export.Dim("batch", min=2, max=64)
-    exported = torch.export.export(module, given, dynamic_shapes=({0: batch}, {0: batch}, None)[:2])
-    for count in (2, 5):
-        i, b = image(generator, count), boxes(generator, count)
-        agree(exported.module()(i, b), module(i, b), 1e-14)
-
-
 # --- shapes without numbers -------------------------------------------------------------------------------------------
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
-def described(tensors):
-    return [(tuple(t.shape), t.stride(), t.dtype) for t in tensors]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -592,17 +369,6 @@ def test_meta_tensors(layout, generator):
         assert result.is_meta
         assert described([result]) == described([expected])
     assert coverage(b.to("meta"), (4, 5), 8).shape == (2, 4, 5)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_compiled_layouts(impl, layout, generator):
-    """Compiled and transformed crops have the strides of eager ones."""
-    i, b = image(generator, 2).contiguous(memory_format=LAYOUTS[layout]), boxes(generator, 2)
-    expected = mine(impl)(i, b)
-    assert expected.is_contiguous(memory_format=LAYOUTS[layout])
-    compiled = torch.compile(mine(impl), fullgraph=True, backend="aot_eager")
-    assert described([compiled(i, b)]) == described([expected])
-    assert described([vjp(mine(impl), i, b)[0]]) == described([expected])
 
 
 def op_arguments(generator, dtype=f64, channels_last=False, requires_grad=False, index=None):
