@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ._context import is_concrete
-from ._filters import Area, Filter, Polynomial, Smooth
+from ._filters import Area, Filter, Polynomial, Smooth, get
 
 # More taps than this are not added one by one: over the whole support, and where the sum ends inside of it.
 LONG = 24
@@ -96,8 +96,25 @@ def _end_polynomials(taylor: tuple[float, ...]) -> tuple[tuple[float, ...], ...]
     )
 
 
-_NODES = _gauss_legendre(48)
-_CORRECTIONS = _end_corrections(6)
+# By powers of h: the coefficients of all powers of theta in E.
+_ENDS = {
+    taylor: tuple(zip(*_end_polynomials(taylor), strict=True))
+    for taylor in (cast(Smooth, get(mode, True, 1.0)).taylor for mode in ("lanczos3", "gaussian"))
+}
+# The points of a sum's quadrature and end corrections: f is taken at ``middle + along * half + beyond * step``, with the
+# weight ``share * count + fixed``.
+_ALONG, _BEYOND, _SHARE, _FIXED = zip(
+    *((node, 0.0, 0.5 * weight, 0.0) for node, weight in _gauss_legendre(48)),
+    *(
+        (side, side * sign * (i + 0.5), 0.0, sign * coefficient)
+        for i, coefficient in enumerate(_end_corrections(6))
+        for side in (1.0, -1.0)
+        for sign in (1.0, -1.0)
+    ),
+    strict=True,
+)
+# Taps at a time of a periodic padding where values cannot be looked at: all together would be many times the weights.
+_TOGETHER = 6
 
 
 def lattice_sum(
@@ -188,8 +205,12 @@ def _smooth_sum(
     short = count <= most
 
     taps = _longest(count, most)
-    # As many at a time as keeps the intermediates small; a loop over single taps would be slow where all are few.
-    together = max(1, _RECOMPUTE // max(count.numel(), 1))
+    # As many at a time as keeps the intermediates small; a loop over single taps would be slow where all are few, and
+    # make a long graph. A graph must not depend on how many elements there are.
+    if is_concrete(count):
+        together = max(1, _RECOMPUTE // max(count.numel(), 1))
+    else:
+        together = taps if step == 1 else _TOGETHER
     total = torch.zeros((), dtype=center.dtype, device=center.device)
     for start in range(0, taps, together):
         i = torch.arange(start, min(start + together, taps), dtype=center.dtype, device=center.device)
@@ -210,22 +231,17 @@ def _euler_maclaurin(
     reach = kernel.support * kernel.scale * width
     h = step / (kernel.scale * width)
     h_safe = torch.where(h.detach() * LONG > 2 * kernel.support, 0.0, h)  # few taps: not used, must not overflow
-    powers = [torch.ones_like(h_safe)]
-    for _ in kernel.taylor[1:]:
-        powers.append(powers[-1] * h_safe)
-    coefficients = [
-        sum(c * power for c, power in zip(row, powers, strict=True) if c != 0.0)
-        for row in _end_polynomials(kernel.taylor)
-    ]
-    total = kernel.integral / h
-    for theta in ((center + reach - first - (count - 1) * step) / step, (first - center + reach) / step):
-        # In [0, 1] but for the rounding of positions too large to tell one pixel from the next.
-        theta = torch.where(idle, 0.0, torch.clamp(theta, 0.0, 1.0))
-        end = torch.zeros_like(theta)
-        for coefficient in reversed(coefficients):
-            end = end * theta + coefficient
-        total = total + end
-    return total
+    # The coefficients of all powers of theta at once, by Horner's rule in h.
+    coefficients = torch.zeros_like(h_safe)
+    for column in reversed(_ENDS[kernel.taylor]):
+        coefficients = coefficients * h_safe + _column(column, h_safe)
+    # From both ends of the support; in [0, 1] but for the rounding of positions too large to tell pixels apart.
+    theta = torch.stack([(center + reach - first - (count - 1) * step) / step, (first - center + reach) / step])
+    theta = torch.where(idle, 0.0, torch.clamp(theta, 0.0, 1.0))
+    ends = torch.zeros_like(theta)
+    for coefficient in reversed(coefficients.unbind(0)):
+        ends = ends * theta + coefficient
+    return kernel.integral / h + ends.sum(0)
 
 
 def _quadrature(
@@ -235,15 +251,14 @@ def _quadrature(
     unit = kernel.scale * width
     half = torch.where(idle, 0.0, 0.5 * count * step)
     middle = torch.where(idle, center, first + 0.5 * (count - 1) * step)
-    total = torch.zeros_like(middle)
-    for node, weight in _NODES:
-        total = total + 0.5 * weight * count * kernel.function((middle + node * half - center) / unit)
-    for i, coefficient in enumerate(_CORRECTIONS):
-        out = (i + 0.5) * step
-        for side in (1, -1):
-            for factor, place in ((coefficient, half + out), (-coefficient, half - out)):
-                total = total + factor * kernel.function((middle + side * place - center) / unit)
-    return total
+    along, beyond, share, fixed = (_column(c, middle) for c in (_ALONG, _BEYOND, _SHARE, _FIXED))
+    values = kernel.function((middle + along * half + beyond * step - center) / unit)
+    return ((share * count + fixed) * values).sum(0)
+
+
+def _column(numbers: tuple[float, ...], like: Tensor) -> Tensor:
+    """Numbers along a new dimension in front of those of ``like``."""
+    return torch.tensor(numbers, dtype=like.dtype, device=like.device).view(-1, *[1] * like.ndim)
 
 
 def _evaluate(kernel: Smooth, x: Tensor) -> Tensor:
