@@ -23,11 +23,12 @@ MODULES = {"diffcrop." + name: importlib.import_module("diffcrop." + name) for n
 # Who may see whom: a name covers its submodules. Whoever is not named here may see no module of the package.
 ARROWS = {
     "__init__": {"_api", "nn"},
-    "_api": {"_api", "_check", "_check_crop", "_boxes", "_ops", "_options", "_context"},
+    "_api": {"_api", "_check", "_check_crop", "_boxes", "_ops", "_options", "_sharding", "_context"},
     "_check": {"_boxes", "_context"},
-    "_check_crop": {"_check", "_filters", "_options"},
+    "_check_crop": {"_check", "_filters", "_options", "_context"},
     "_ops": {"_impl", "_options", "_context"},
-    "_impl.reference": {"_axis", "_lattice", "_filters", "_options", "_context"},
+    "_impl.reference": {"_axis", "_lattice", "_filters", "_options", "_sharding", "_context"},
+    "_sharding": {"_context"},
     "_impl.cpu": set(),
     "_axis": {"_filters", "_lattice", "_options"},
     "_lattice": {"_filters", "_context"},
@@ -40,7 +41,7 @@ ARROWS = {
 }
 LEAVES = {"_boxes", "_context", "_filters", "_options", "_impl", "_impl.cpu"}
 # Only these may know torch's operators, and only this one the compiled library.
-FACES = {"_ops", "_impl.cpu"}
+FACES = {"_ops", "_impl.cpu", "_sharding"}
 
 
 def sources():

@@ -6,11 +6,13 @@ import ast
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from torch.distributed.tensor import Partial, Replicate, Shard
 
 import diffcrop
 import test_boxes
@@ -62,8 +64,46 @@ def with_implementations(found, call):
 THERE = {"cpu": None, "reference": None}
 NOT_BUILT = {"cpu": "there was no compiler", "reference": None}
 
+
+class Shards(torch.Tensor):
+    """What the checks see of a DTensor, without processes; `test_distributed.py` has real ones."""
+
+
+PAIR = SimpleNamespace(ndim=1, size=lambda _: 2)
+
+
+def shards(tensor, placement, mesh=PAIR):
+    made = tensor.as_subclass(Shards)
+    made.device_mesh, made.placements = mesh, (placement,)
+    return made
+
+
 # Error, the call, and what the message must hold: the argument, what came, what would be right.
 CASES = [
+    # DTensors
+    (ValueError, images(shards(IMAGES, Shard(2)), shards(BOXES, Shard(0))), "images", "Shard(dim=2)", "redistribute"),
+    (ValueError, images(shards(IMAGE, Shard(1)), shards(BOX, Replicate())), "images", "Shard(0)", "Shard(dim=1)"),
+    (ValueError, images(shards(IMAGES, Partial()), shards(BOXES, Shard(0))), "images", "Partial(sum)", "redistribute"),
+    (TypeError, images(shards(IMAGES, Shard(0)), BOXES), "boxes must be a DTensor", "(2, 4)", "distribute_tensor"),
+    (TypeError, boxes(shards(BOXES, Shard(0))), "images must be a DTensor", "(2, 3, 8, 9)", "distribute_tensor"),
+    (TypeError, images([shards(IMAGE, Shard(0))], BOXES[:1]), "a list of images", "plain tensors"),
+    (TypeError, boxes([shards(BOXES, Shard(0))] * 2, shards(IMAGES, Shard(0))), "a list of boxes", "plain tensors"),
+    (ValueError, images(shards(IMAGES, Shard(0)), shards(BOXES, Shard(0), None)), "images and boxes", "same mesh"),
+    (
+        ValueError,
+        images(shards(IMAGES, Shard(0)), shards(BOXES, Shard(0)), batch_index=shards(INDEX, Shard(0))),
+        "batch_index",
+        "Shard(dim=0)",
+        "(B, K, 4)",
+    ),
+    (
+        ValueError,
+        images(shards(IMAGES[[0, 1, 1]], Shard(0)), shards(BOXES.expand(3, 2, 4), Shard(0))),
+        "boxes",
+        "(3, 2, 4)",
+        "2 parts",
+        "pad the batch",
+    ),
     # images
     (TypeError, images(None), "images must be a tensor", "(C, H, W) or (B, C, H, W)", "None", "torch.as_tensor"),
     (TypeError, images(np.zeros((8, 9, 3))), "images", "ndarray of shape (8, 9, 3)", "channels in front"),

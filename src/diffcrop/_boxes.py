@@ -198,4 +198,6 @@ def _halves(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _per_axis(values: Tensor, numbers, function: Callable) -> Tensor:
-    return torch.stack([function(v, n) for v, n in zip(values.unbind(-1), numbers, strict=True)], -1)
+    # Not -1: the DTensor rule of select's derivative takes it for a place in front of the dimension that is split.
+    last = values.ndim - 1
+    return torch.stack([function(v, n) for v, n in zip(values.unbind(last), numbers, strict=True)], last)

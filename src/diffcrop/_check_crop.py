@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _check
+from ._context import is_sharded
 from ._filters import DEFAULT_SIGMA, MAX_SIGMA, MIN_SIGMA, MODES
 from ._options import PADDING_MODES, Options
 
@@ -123,6 +124,54 @@ def box_list(value: Sequence[Any]) -> int:
                 f"{value[0].dtype} on {value[0].device} for boxes[0]"
             )
     return axes
+
+
+def shards(images: Any, boxes: Any, batch_index: Any, axes: int) -> None:
+    """DTensors: all of the arguments or none, and split where a crop can be: over the batch, channels or boxes."""
+    tensors = {"images": images, "boxes": boxes, "batch_index": batch_index}
+    parts = [t for value in tensors.values() for t in (value if isinstance(value, (list, tuple)) else (value,))]
+    if not any(map(is_sharded, parts)):
+        return
+    for name, value in tensors.items():
+        if isinstance(value, (list, tuple)):
+            raise TypeError(f"lists are for plain tensors, got DTensors and a list of {name}; pass one DTensor")
+        if value is not None and not is_sharded(value):
+            mesh = next(t.device_mesh for t in tensors.values() if is_sharded(t))
+            raise TypeError(
+                f"{name} must be a DTensor as the others are, got {_check.describe(value)}; make one on their mesh "
+                f"{mesh}: torch.distributed.tensor.distribute_tensor({name}, mesh, [Replicate()] * mesh.ndim)"
+            )
+        if value is not None and value.device_mesh != images.device_mesh:
+            raise ValueError(
+                f"images and {name} must be on the same mesh, got {images.device_mesh} and {value.device_mesh}"
+            )
+    _image_shards(images, boxes, batch_index, axes)
+
+
+def _image_shards(images: Any, boxes: Any, batch_index: Any, axes: int) -> None:
+    from torch.distributed.tensor import Shard
+
+    channels = images.ndim - axes - 1
+    gather = "images.redistribute(placements=[Replicate()] * images.device_mesh.ndim) gathers them"
+    for p in images.placements:
+        if not p.is_replicate() and (type(p) is not Shard or p.dim > channels):
+            raise ValueError(
+                f"images must be replicated or split over {'the batch or ' if channels else ''}the channels, "
+                f"Shard({channels}), got placements {images.placements} for shape {tuple(images.shape)}; {gather}"
+            )
+    if not channels or Shard(0) not in images.placements:
+        return
+    if batch_index is not None:
+        raise ValueError(
+            f"batch_index may name any image, so images must not be split over the batch, got {images.placements}; "
+            f"{gather}, or pass boxes (B, K, {2 * axes}), which are split as the images are"
+        )
+    parts = math.prod([images.device_mesh.size(i) for i, p in enumerate(images.placements) if p == Shard(0)])
+    if boxes.ndim == 3 and len(images) % parts:
+        raise ValueError(
+            f"boxes of shape (B, K, {2 * axes}) need B divisible by the {parts} parts that images are split into, "
+            f"got {tuple(boxes.shape)} and {images.placements}; pad the batch, or pass (B, {2 * axes}) K times"
+        )
 
 
 def box_count(value: Sequence[Any], count: int) -> None:

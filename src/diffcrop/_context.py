@@ -45,6 +45,13 @@ def is_concrete(*tensors: Tensor) -> bool:
     return all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type != "meta" for t in tensors)
 
 
+def is_sharded(value: Any) -> bool:
+    """Whether this is a DTensor, told without importing torch.distributed."""
+    if type(value) in (Tensor, torch.nn.Parameter):
+        return False
+    return isinstance(value, Tensor) and hasattr(value, "device_mesh")
+
+
 def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager:
     """A context without autocast, which would round contractions and refuse to stack some dtypes."""
     device = tensor.device.type

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from ._context import batched, in_full_precision, in_transform, is_concrete, jvp_levels
+from ._context import batched, in_full_precision, in_transform, is_concrete, is_sharded, jvp_levels
 from ._impl import cpu, reference
 from ._options import Options, result_dtype
 
@@ -77,7 +77,7 @@ def crop(
 
     Box r reads image ``index[r]``, or ``r // (R / B)`` where index is None.
     """
-    if _beyond_functions() or (impl == "reference" and not is_concrete(images, boxes)):
+    if _beyond_functions() or (impl == "reference" and not is_concrete(images, boxes) and not is_sharded(images)):
         result = reference.crop(images, boxes, index, size, options)
         # vmap has no memory formats; there the layout is left to the reference.
         if is_channels_last(images) and not batched():
@@ -100,7 +100,7 @@ def jacobian(
     columns = []
     for i in range(boxes.shape[-1]):
         unit = torch.zeros_like(boxes)
-        unit[:, i] = 1
+        unit[:, i].fill_(1)  # DTensors have no rule for an assignment
         columns.append(reference.tangent(images, boxes, index, size, options, unit))
     return torch.stack(columns, -1)
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffcrop import _boxes, _check, _check_crop, _ops
-from diffcrop._context import full_precision
+from diffcrop import _boxes, _check, _check_crop, _ops, _sharding
+from diffcrop._context import full_precision, is_sharded
 from diffcrop._options import Options
 
 
@@ -151,6 +151,8 @@ def crop(
         return _crop_list(images, boxes, size, batch_index, options)
     call = _prepare(images, boxes, size, batch_index, **options)
     result = _ops.crop(call.images, call.boxes, call.owner, call.size, call.options, call.impl)
+    if is_sharded(result):
+        result = _sharding.settled(result)
     return result if len(call.leading) == 1 else result.reshape(*call.leading, *result.shape[1:])
 
 
@@ -212,6 +214,8 @@ def crop_with_jacobian(
         origin = torch.zeros_like(unit[0])
         shape = call.images.shape[2:]
         linear = _boxes.to_pixel(unit, shape, **convention) - _boxes.to_pixel(origin, shape, **convention)
+        if is_sharded(jacobian):
+            linear = _sharding.replicated(linear, jacobian)
         # A matrix product would be rounded under autocast.
         jacobian = (jacobian.unsqueeze(-2) * linear.to(jacobian.dtype)).sum(-1).to(jacobian.dtype)
     return CropWithJacobian(
@@ -262,6 +266,8 @@ def coverage(
     _check_crop.differentiable(boxes, mode)
     dtype = _boxes.promoted_dtype(boxes.dtype)
     ones = torch.ones((), dtype=dtype, device=boxes.device).expand(1, *shape)
+    if is_sharded(boxes):
+        ones = _sharding.replicated(ones, boxes)
     result = crop(
         ones,
         boxes.reshape(-1, 2 * axes),
@@ -298,6 +304,7 @@ def _prepare(
     listed = isinstance(boxes, (list, tuple))
     axes = _check_crop.box_list(boxes) if listed else _check.boxes(boxes)
     _check_crop.image(images, axes)
+    _check_crop.shards(images, boxes, batch_index, axes)
     batch = images.shape[0] if images.ndim == axes + 2 else None
     size = _check.size(size, axes)
     _check.box_format(box_format)
@@ -329,6 +336,8 @@ def _prepare(
     _check_crop.same_device(images, boxes, index)
     _check_crop.differentiable(boxes, mode)
 
+    if is_sharded(images):
+        boxes, index = _sharding.align(images, boxes, index, batch)
     shape = images.shape[-axes:]
     boxes = _boxes.to_pixel(
         _boxes.promote(boxes), shape, box_format=box_format, coords=coords, align_corners=align_corners
@@ -348,6 +357,7 @@ def _crop_list(images: Sequence[Any], boxes: Any, size: Any, batch_index: Any, o
     listed = isinstance(boxes, (list, tuple))
     axes = _check_crop.box_list(boxes) if listed else _check.boxes(boxes)
     tensors = _check_crop.image_list(images, axes)
+    _check_crop.shards(tensors, boxes, batch_index, axes)
     count = len(tensors)
     for mine in boxes if listed else [boxes]:
         _check_crop.differentiable(mine, options["mode"])

@@ -21,6 +21,7 @@ from torch import Tensor
 from diffcrop import _axis
 from diffcrop._context import in_full_precision, in_transform, is_concrete
 from diffcrop._options import Options, result_dtype, sum_dtype
+from diffcrop._sharding import per_shard
 
 BUDGET = 32 * 2**20
 # Beyond this a box counts as infinite: its squares and products must not overflow.
@@ -29,6 +30,7 @@ FARTHEST = 1e100
 _COPIES = 40
 
 
+@per_shard(crops=False)
 @in_full_precision
 def crop(images: Tensor, boxes: Tensor, index: Tensor | None, size: Sequence[int], options: Options) -> Tensor:
     """The crops (R, C, *size)."""
@@ -63,6 +65,7 @@ def _crop(images: Tensor, boxes: Tensor, index: Tensor | None, size: Sequence[in
     return result
 
 
+@per_shard(images=True)
 @in_full_precision
 def grad_images(
     grad: Tensor, boxes: Tensor, index: Tensor | None, image_shape: Sequence[int], options: Options
@@ -106,6 +109,7 @@ def _grad_images(
     return bands, part
 
 
+@per_shard(boxes=True)
 @in_full_precision
 def grad_boxes(grad: Tensor, images: Tensor, boxes: Tensor, index: Tensor | None, options: Options) -> Tensor:
     """``<grad, d crop / d box>`` (R, 2A), in the boxes' dtype."""
@@ -124,6 +128,7 @@ def grad_boxes(grad: Tensor, images: Tensor, boxes: Tensor, index: Tensor | None
     return torch.cat(parts)
 
 
+@per_shard(crops=False)
 @in_full_precision
 def tangent(
     images: Tensor, boxes: Tensor, index: Tensor | None, size: Sequence[int], options: Options, d_boxes: Tensor
@@ -153,6 +158,7 @@ def tangent(
     return pushed
 
 
+@per_shard(crops=False, images=True, boxes=True)
 @in_full_precision
 def second(
     grad: Tensor,
