@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -33,6 +34,18 @@ def images(value, boxes=BOX, **options):
 
 def boxes(value, image=IMAGES, **options):
     return lambda: crop(image, value, 4, **options)
+
+
+def nested(parts, layout):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a prototype, as it says
+        return torch.nested.nested_tensor(parts, layout=layout)
+
+
+def masked(value):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.masked.masked_tensor(value, torch.ones_like(value, dtype=torch.bool))
 
 
 def size(value, **options):
@@ -210,6 +223,19 @@ CASES = [
         "(1, 1, 2147483648)",
     ),
     (TypeError, images(torch.eye(3)[None].to_sparse()), "images must be a dense tensor", "sparse_coo", "to_dense()"),
+    (TypeError, boxes(BOX.to_sparse()), "boxes must be a dense tensor", "sparse_coo", "boxes.to_dense()"),
+    (TypeError, boxes(BOXES, batch_index=INDEX.to_sparse()), "batch_index must be a dense tensor", "to_dense()"),
+    (TypeError, lambda: diffcrop.convert_boxes(BOX.to_sparse()), "boxes must be a dense tensor", "boxes.to_dense()"),
+    *[
+        (TypeError, wrong, f"{name} must be a dense tensor", "a nested one", f"list({name}.unbind())")
+        for layout in (torch.strided, torch.jagged)
+        for name, wrong in (
+            ("images", lambda layout=layout: crop(nested([IMAGE, IMAGE[:2]], layout), BOX, 4)),
+            ("boxes", lambda layout=layout: crop(IMAGES, nested([BOXES, BOXES[:1]], layout), 4)),
+        )
+    ],
+    (TypeError, lambda: crop(masked(IMAGES), BOX, 4), "images must be a dense tensor", "images.to_tensor(value)"),
+    (TypeError, lambda: crop(IMAGES, masked(BOX), 4), "boxes must be a dense tensor", "boxes.to_tensor(value)"),
     # sigma
     (ValueError, options(sigma=0.5), "sigma belongs to mode='gaussian'", "sigma=0.5", "mode='bilinear'", "leave it"),
     (TypeError, options(mode="gaussian", sigma="1"), "sigma must be a number", "'1' (str)"),
@@ -284,7 +310,7 @@ CASES = [
         "mode='nearest' has no gradient",
     ),
     # impl
-    (ValueError, options(impl="cuda"), "impl must be one of 'cpu', 'reference'", "'cuda'"),
+    (ValueError, options(impl="cuda"), "impl must be one of 'cpu', 'triton', 'reference'", "'cuda'"),
     (TypeError, options(impl=0), "impl must be one of", "0 (int)"),
     (
         ValueError,

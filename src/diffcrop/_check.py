@@ -73,7 +73,25 @@ def real_tensor(value: Any, name: str) -> Tensor:
             f"{name} must hold real numbers (a floating-point or integer dtype), got {describe(value)}; "
             f"convert it with {name}.to(torch.float32)"
         )
+    if type(value) is not Tensor or value.layout != torch.strided or value.is_nested:
+        dense(value, name)
     return value
+
+
+def dense(value: Tensor, name: str) -> None:
+    """Every element is there, in memory with strides."""
+    if value.is_nested:
+        raise TypeError(
+            f"{name} must be a dense tensor, got a nested one ({value.layout}); "
+            f"pass its parts as a list, list({name}.unbind())"
+        )
+    if isinstance(value, torch.masked.MaskedTensor):
+        raise TypeError(
+            f"{name} must be a dense tensor, got a MaskedTensor; say what masked elements are, "
+            f"{name}.to_tensor(value), and mask the result"
+        )
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}; convert it with {name}.to_dense()")
 
 
 _REAL = frozenset(

@@ -60,6 +60,8 @@ def image(value: Any, axes: int, name: str = "images", batched: bool | None = No
             f"{name} must be floating-point (float64, float32, float16, bfloat16), integer or bool, "
             f"got {_check.describe(value)}"
         )
+    if type(value) is not Tensor or value.layout != torch.strided or value.is_nested:
+        _check.dense(value, name)
     allowed = (axes + 1,) if batched is False else (axes + 1, axes + 2)
     if value.ndim not in allowed:
         wanted = shapes if batched is None else shapes.split(" or ")[0]
@@ -77,8 +79,6 @@ def image(value: Any, axes: int, name: str = "images", batched: bool | None = No
         raise ValueError(f"{name} must have at least one pixel along every axis, got {_check.describe(value)}")
     if max(spatial) >= LONGEST:
         raise ValueError(f"{name} must have fewer than 2**31 pixels along every axis, got {_check.describe(value)}")
-    if value.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}; convert it with {name}.to_dense()")
     return value
 
 
@@ -204,6 +204,7 @@ def batch_index(value: Any, boxes: Tensor, count: int) -> Tensor:
         raise TypeError(
             f"batch_index must be of an integer dtype, got {_check.describe(value)}; convert it with .long()"
         )
+    _check.dense(value, "batch_index")
     if boxes.ndim != 2 or value.ndim != 1 or value.shape[0] != boxes.shape[0]:
         raise ValueError(
             f"batch_index must have shape (R,) where boxes have shape (R, {boxes.shape[-1]}), "

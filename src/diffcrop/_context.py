@@ -30,6 +30,11 @@ def batched() -> bool:
     return in_transform() and (torch.compiler.is_compiling() or _TransformType.Vmap in _kinds())
 
 
+def functionalized() -> bool:
+    """Whether `torch.func.functionalize` is active, for which no Function has a rule. Not while compiling."""
+    return _TransformType.Functionalize in _kinds()
+
+
 def _kinds() -> list[Any]:
     stack = torch._C._functorch.get_interpreter_stack() or []  # pyright: ignore[reportAttributeAccessIssue]
     return [level.key() for level in stack]
@@ -39,8 +44,8 @@ _TransformType = torch._C._functorch.TransformType  # pyright: ignore[reportAttr
 
 
 def is_concrete(*tensors: Tensor) -> bool:
-    """Whether values may be looked at: ordinary eager tensors, not under a compiler, a transform or a fake mode."""
-    if torch.compiler.is_compiling() or in_transform():
+    """Whether values may be looked at: ordinary eager tensors, without a compiler, transform, tracer or fake mode."""
+    if torch.compiler.is_compiling() or in_transform() or _traced():
         return False
     return all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type != "meta" for t in tensors)
 
@@ -50,6 +55,29 @@ def is_sharded(value: Any) -> bool:
     if type(value) in (Tensor, torch.nn.Parameter):
         return False
     return isinstance(value, Tensor) and hasattr(value, "device_mesh")
+
+
+def _traced() -> bool:
+    """Whether `make_fx` records the call (as in `torch.func.linearize`), which hands out ordinary tensors."""
+    if torch._C._len_torch_dispatch_stack() == 0:
+        return False
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """A tensor that is only tagged by its class (one that leaves PyTorch's own rules alone) without that tag.
+
+    PyTorch refuses to combine tensors of two unrelated classes, as an image and its boxes may well be. The graph is
+    kept. Classes with rules of their own keep those.
+    """
+    kind = type(tensor)
+    if kind is Tensor or _rules(kind) != _rules(Tensor):
+        return tensor
+    return tensor.as_subclass(Tensor)
+
+
+def _rules(kind: type) -> tuple[Any, Any]:
+    return getattr(kind.__torch_function__, "__func__", None), getattr(kind, "__torch_dispatch__", None)
 
 
 def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager:

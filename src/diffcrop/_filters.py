@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -228,6 +229,9 @@ _GAUSSIAN_TAYLOR = _gaussian_taylor(_TERMS)
 _GAUSSIAN_INTEGRAL = math.sqrt(2 * math.pi) * math.erf(GAUSSIAN_CUT / math.sqrt(2)) - 2 * GAUSSIAN_CUT * _AT_CUT
 
 
+_Number = TypeVar("_Number", Tensor, float)
+
+
 def get(mode: str, antialias: bool, sigma: float) -> Filter:
     """The filter of an interpolating mode ("nearest" has none)."""
     if mode == "bilinear":
@@ -244,7 +248,7 @@ def get(mode: str, antialias: bool, sigma: float) -> Filter:
     raise ValueError(f"mode {mode!r} has no filter")
 
 
-def reach(mode: str, width: Tensor, sigma: float) -> Tensor:
+def reach(mode: str, width: _Number, sigma: float) -> _Number:
     """Distance from an output's position beyond which a pixel has no weight."""
     if mode == "area":
         return 0.5 * (width + 1)

@@ -96,6 +96,8 @@ def jacobian(
 ) -> Tensor:
     """The derivative of `crop` by the boxes, (R, C, *size, 2A)."""
     if impl == "cpu" and not _differentiated(images, boxes):
+        if not torch.compiler.is_compiling():
+            _flops.ensure()
         return _crop_jacobian(_readable(images, options), boxes, index, size, *options)
     columns = []
     for i in range(boxes.shape[-1]):
@@ -114,11 +116,11 @@ def _beyond_functions() -> bool:
     """Where PyTorch would drop derivatives of an `autograd.Function` without a word, so that plain PyTorch must serve.
 
     These are transforms under the compiler and forward mode over forward mode; derivatives of higher order run through
-    the reference anyway.
+    the reference anyway. `functionalize` refuses Functions.
     """
     if torch.compiler.is_compiling():
         return in_transform() or forward_ad._current_level >= 0
-    return in_transform() and jvp_levels() > 1
+    return in_transform() and (jvp_levels() > 1 or functionalized())
 
 
 def _differentiated(*tensors: Tensor) -> bool:
@@ -146,6 +148,7 @@ def _forward(
         images = _readable(images, options)
         if torch.compiler.is_compiling():
             return _crop(images, boxes, index, size, is_channels_last(images), *options)
+        _flops.ensure()
         # What the derivative is registered with the operator for (graphs that hold it) is not needed here, and slow.
         with torch._C._AutoDispatchBelowAutograd():
             return _crop(images, boxes, index, size, is_channels_last(images), *options)
@@ -401,6 +404,8 @@ def _backward_crop(ctx: Any, grad: Tensor | None) -> tuple:
 
 
 torch.library.register_autograd("diffcrop::crop", _backward_crop, setup_context=_setup_crop)
+
+_flops.ensure()
 
 # Here, outside of any compilation: the library's kernels belong to the schemas above.
 cpu.load()

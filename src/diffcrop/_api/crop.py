@@ -323,7 +323,7 @@ def _prepare(
         if batch_index is not None:
             raise ValueError("batch_index says what a list of boxes says already; pass one of them")
         owners = [torch.full((len(t),), b, device=images.device) for b, t in enumerate(boxes)]
-        boxes, index = torch.cat(list(boxes)), torch.cat(owners)
+        boxes, index = torch.cat([plain(t) for t in boxes]), torch.cat(owners)
         leading: tuple[int, ...] = (boxes.shape[0],)
     elif batch_index is not None:
         if batch is None:
@@ -340,14 +340,14 @@ def _prepare(
         boxes, index = _sharding.align(images, boxes, index, batch)
     shape = images.shape[-axes:]
     boxes = _boxes.to_pixel(
-        _boxes.promote(boxes), shape, box_format=box_format, coords=coords, align_corners=align_corners
+        _boxes.promote(plain(boxes)), shape, box_format=box_format, coords=coords, align_corners=align_corners
     )
     if boxes.ndim == 1:
         boxes = boxes.expand(1 if batch is None else batch, 2 * axes)
     elif boxes.ndim == 3:
         boxes = boxes.flatten(0, 1)
     if index is not None:
-        index = index.to(torch.int64)
+        index = plain(index).to(torch.int64)
     images = images if batch is not None else images.unsqueeze(0)
     return _Call(images, boxes, index, leading, size, options, _ops.choose(impl, images, axes))
 
@@ -372,10 +372,10 @@ def _crop_list(images: Sequence[Any], boxes: Any, size: Any, batch_index: Any, o
         crops = [crop(image, mine, size, **options) for image, mine in zip(tensors, each, strict=True)]
         with full_precision(tensors[0]):
             return torch.cat(crops) if listed else torch.stack(crops)
-    index = _check_crop.batch_index(batch_index, boxes, count).to(torch.int64)
+    index = plain(_check_crop.batch_index(batch_index, boxes, count)).to(torch.int64)
     _check_crop.same_device(tensors[0], boxes, index)
     known = (index >= 0) & (index < count)
-    boxes = torch.where(known[:, None], _boxes.promote(boxes), torch.nan)
+    boxes = torch.where(known[:, None], _boxes.promote(plain(boxes)), torch.nan)
     index = torch.where(known, index, 0)
     rows = [(index == i).nonzero().squeeze(1) for i in range(count)]
     crops = [crop(image, boxes[row], size, **options) for image, row in zip(tensors, rows, strict=True)]

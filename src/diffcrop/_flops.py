@@ -1,0 +1,88 @@
+"""What `torch.utils.flop_counter` counts for the operators.
+
+What a crop costs depends on the numbers in its boxes, which a counter does not look at. So it is counted as if every
+box were the whole image, in two passes of a separable filter (the axis that saves more goes first). An axis of N pixels
+and n outputs then takes ``min(2 r max(N / n, 1), N)`` taps an output, with r the filter's reach (without antialiasing 1
+in place of the reduction N / n), and every tap is a multiplication and an addition.
+
+    crop, crop_grad_images   once: they are each other's transpose
+    crop_grad_boxes          twice: the derivative by x and that by y
+    crop_jacobian            four times: one image for each number of a box
+"""
+
+# The formulas have the arguments of the schemas.
+# ruff: noqa: ARG001
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from diffcrop._filters import reach
+
+_registered = False
+
+
+def ensure() -> None:
+    """Tell the counter, once there is one: to import it would take longer than to import this package."""
+    global _registered
+    if _registered or "torch.utils.flop_counter" not in sys.modules:
+        return
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+    from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
+
+    _registered = True
+    for name, formula in _FORMULAS.items():
+        operator = getattr(torch.ops.diffcrop, name)
+        register_flop_formula(operator)(formula)
+        # A counter that is counting already has copied the registry.
+        for mode in _get_current_dispatch_mode_stack():
+            counter = getattr(mode, "counter", None)
+            if isinstance(counter, FlopCounterMode):
+                counter.flop_registry.setdefault(operator, flop_registry[operator])
+
+
+def crop(images: Sequence[int], boxes: Sequence[int], index: Any, size: Sequence[int], *options: Any, **_: Any) -> int:
+    return _passes(boxes[0] * images[1], images[2:], size, *options[1:])
+
+
+def crop_grad_images(
+    grad: Sequence[int], boxes: Sequence[int], index: Any, image_shape: Sequence[int], *options: Any, **_: Any
+) -> int:
+    return _passes(boxes[0] * grad[1], image_shape[2:], grad[2:], *options[1:])
+
+
+def crop_grad_boxes(
+    grad: Sequence[int], images: Sequence[int], boxes: Sequence[int], index: Any, *options: Any, **_: Any
+) -> int:
+    return 2 * _passes(boxes[0] * grad[1], images[2:], grad[2:], *options)
+
+
+def crop_jacobian(
+    images: Sequence[int], boxes: Sequence[int], index: Any, size: Sequence[int], *options: Any, **_: Any
+) -> int:
+    return 4 * _passes(boxes[0] * images[1], images[2:], size, *options)
+
+
+_FORMULAS: dict[str, Callable[..., int]] = {
+    f.__name__: f for f in (crop, crop_grad_images, crop_grad_boxes, crop_jacobian)
+}
+
+
+def _passes(planes: int, image: Sequence[int], size: Sequence[int], mode: str, antialias: bool, *rest: Any) -> int:
+    if mode == "nearest":  # only moves
+        return 0
+    sigma = rest[2]  # after padding_mode and fill
+    (height, width), (h, w) = image, size
+    rows, columns = (
+        n * _taps(pixels / n if antialias else 1.0, pixels, mode, sigma) for n, pixels in ((h, height), (w, width))
+    )
+    return 2 * planes * min(width * rows + h * columns, height * columns + w * rows)
+
+
+def _taps(reduction: float, pixels: int, mode: str, sigma: float) -> int:
+    return max(1, min(math.ceil(2 * reach(mode, max(reduction, 1.0), sigma)), pixels))
