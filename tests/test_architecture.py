@@ -42,7 +42,7 @@ ARROWS = {
 }
 LEAVES = {"_boxes", "_context", "_filters", "_options", "_impl", "_impl.cpu"}
 # Only these may know torch's operators, and only this one the compiled library.
-FACES = {"_ops", "_impl.cpu", "_sharding"}
+FACES = {"_ops", "_flops", "_impl.cpu", "_sharding"}
 
 
 def sources():

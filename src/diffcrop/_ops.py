@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from ._context import batched, in_full_precision, in_transform, is_concrete, is_sharded, jvp_levels
+from . import _flops
+from ._context import batched, functionalized, in_full_precision, in_transform, is_concrete, is_sharded, jvp_levels
 from ._impl import cpu, reference
 from ._options import Options, result_dtype
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffcrop import _boxes, _check, _check_crop, _ops, _sharding
-from diffcrop._context import full_precision, is_sharded
+from diffcrop._context import full_precision, is_sharded, plain
 from diffcrop._options import Options
 
 
