@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffcrop import _boxes, _check
+from diffcrop._context import plain
 
 
 def convert_boxes(
@@ -408,7 +409,7 @@ def _lattice_arguments(
     _check.align_corners(align_corners)
     shape = _image_shape(image_size, axes, coords, "pixel", align_corners)
     corners = _boxes.convert(
-        _boxes.widen(boxes),
+        _boxes.widen(plain(boxes)),
         shape,
         from_format=box_format,
         to_format="xyxy",
