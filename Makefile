@@ -17,7 +17,7 @@ HAS_CXX := $(if $(shell command -v $(CXX) 2>/dev/null),1,0)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-slow bench bench-full check format wheel clean
+.PHONY: help venv demo test test-slow bench bench-full gpu-check check format wheel clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -57,6 +57,11 @@ bench-full: .venv/.bench ## every case and peer, growth and memory, and the repo
 	$(BIN)/python -m benchmarks run --suite growth
 	$(BIN)/python -m benchmarks run --suite memory
 	$(BIN)/python -m benchmarks report
+
+# Whatever Python has a PyTorch for the GPU, with pytest; nothing is installed.
+gpu-check: ## on a machine with a GPU: the tests and benchmarks of its kernels, recorded (PYTHON=...)
+	PYTHONPATH=src $(PYTHON) -m pytest tests/test_triton.py
+	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu
 
 check: venv ## ruff, pyright and clang-format, changing nothing
 	$(BIN)/ruff check

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import collections
+import importlib.util
+import os
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,6 +21,12 @@ MOST_CASES = 48
 PHOTOS = Path(__file__).parent / "photos"
 AVAILABLE = [name for name, reason in diffcrop.implementations().items() if reason is None]
 
+
+if importlib.util.find_spec("triton") and not torch.cuda.is_available():
+    # Whether Triton interprets its functions is decided when they are defined, its own included; who asks
+    # afterwards (`test_triton` alone) must not see the variable before.
+    with mock.patch.dict(os.environ, TRITON_INTERPRET="1"):
+        import diffcrop._impl.triton.launch
 
 torch.set_num_threads(1)  # the suite itself runs in parallel; what depends on threads sets its own
 

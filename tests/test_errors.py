@@ -74,8 +74,8 @@ def with_implementations(found, call):
     return patched
 
 
-THERE = {"cpu": None, "reference": None}
-NOT_BUILT = {"cpu": "there was no compiler", "reference": None}
+THERE = {"cpu": None, "triton": None, "reference": None}
+NOT_BUILT = {"cpu": "there was no compiler", "triton": "no GPU", "reference": None}
 
 
 class Shards(torch.Tensor):
@@ -331,6 +331,13 @@ CASES = [
         with_implementations(THERE, images(torch.zeros(3, 9), torch.zeros(2), impl="cpu")),
         "impl='cpu' serves images",
         "boxes of 2 numbers",
+        "impl=None",
+    ),
+    (
+        ValueError,
+        with_implementations(THERE, options(impl="triton")),
+        "impl='triton' serves tensors on a GPU",
+        "got images on cpu",
         "impl=None",
     ),
     # crop_with_jacobian

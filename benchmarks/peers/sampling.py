@@ -35,7 +35,7 @@ def recipe(images: Tensor, boxes: Tensor, size: tuple[int, int], padding_mode: s
 def normalized(problem: Problem) -> Tensor:
     """The boxes as the recipe takes them, in the dtype it computes in."""
     height, width = problem.case.images[-2:]
-    scale = torch.tensor([width, height, width, height], dtype=torch.float64)
+    scale = torch.tensor([width, height, width, height], dtype=torch.float64, device=problem.boxes.device)
     return (problem.boxes / scale * 2 - 1).to(problem.boxes.dtype)
 
 

@@ -342,18 +342,20 @@ def differentiable(boxes: Tensor, mode: str) -> None:
         )
 
 
-def impl(value: Any, images: Tensor, axes: int, implementations: dict[str, str | None]) -> None:
-    """An explicit implementation must be there and able to serve."""
-    if value is None:
-        return
+def impl(value: Any, images: Tensor, axes: int, implementations: dict[str, str | None], interpreted: bool) -> None:
+    """An explicit implementation must be there and able to serve; ``interpreted``: Triton, on the CPU."""
     _check.choice(value, "impl", tuple(implementations))
     reason = implementations[value]
     if reason is not None:
         raise ValueError(f"impl={value!r} is not available: {reason}; leave impl=None to use what is")
-    if value == "cpu":
-        if images.device.type != "cpu":
-            raise ValueError(f"impl='cpu' serves CPU tensors, got images on {images.device}; leave impl=None")
-        if axes != 2:
-            raise ValueError(
-                f"impl='cpu' serves images (boxes of 4 numbers), got boxes of {2 * axes} numbers; leave impl=None"
-            )
+    if value == "reference":
+        return
+    device = images.device.type
+    if value == "cpu" and device != "cpu":
+        raise ValueError(f"impl='cpu' serves CPU tensors, got images on {images.device}; leave impl=None")
+    if value == "triton" and device != "cuda" and not (device == "cpu" and interpreted):
+        raise ValueError(f"impl='triton' serves tensors on a GPU, got images on {images.device}; leave impl=None")
+    if axes != 2:
+        raise ValueError(
+            f"impl={value!r} serves images (boxes of 4 numbers), got boxes of {2 * axes} numbers; leave impl=None"
+        )

@@ -17,6 +17,7 @@ Function without a word (`_beyond_functions`) the reference serves as plain PyTo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,32 +27,48 @@ from torch.autograd import Function, forward_ad
 
 from . import _flops
 from ._context import batched, functionalized, in_full_precision, in_transform, is_concrete, is_sharded, jvp_levels
-from ._impl import cpu, reference
+from ._impl import cpu, reference, triton
 from ._options import Options, result_dtype
 
 _OPTIONS = "str mode, bool antialias, str padding_mode, float[] fill, float sigma, bool align_corners"
+_SCHEMAS = {
+    "crop": "Tensor images, Tensor boxes, Tensor? index, SymInt[] size, bool channels_last",
+    "crop_grad_images": "Tensor grad, Tensor boxes, Tensor? index, SymInt[] image_shape, bool channels_last",
+    "crop_grad_boxes": "Tensor grad, Tensor images, Tensor boxes, Tensor? index",
+    "crop_jacobian": "Tensor images, Tensor boxes, Tensor? index, SymInt[] size",
+}
+# The compiled library's operators, and Triton's, which serve a GPU under both names: a graph that was made on the CPU
+# finds kernels when it is moved there.
+_OVERLOADS = {"cpu": "", "triton": ".triton"}
 _library = torch.library.Library("diffcrop", "FRAGMENT")
-_library.define(
-    f"crop(Tensor images, Tensor boxes, Tensor? index, SymInt[] size, bool channels_last, {_OPTIONS}) -> Tensor"
-)
-_library.define(
-    "crop_grad_images(Tensor grad, Tensor boxes, Tensor? index, SymInt[] image_shape, bool channels_last, "
-    f"{_OPTIONS}) -> Tensor"
-)
-_library.define(f"crop_grad_boxes(Tensor grad, Tensor images, Tensor boxes, Tensor? index, {_OPTIONS}) -> Tensor")
-_library.define(f"crop_jacobian(Tensor images, Tensor boxes, Tensor? index, SymInt[] size, {_OPTIONS}) -> Tensor")
+for _name, _arguments in _SCHEMAS.items():
+    for _overload in _OVERLOADS.values():
+        _library.define(f"{_name}{_overload}({_arguments}, {_OPTIONS}) -> Tensor")
+    _library.impl(_name, getattr(triton, _name), "CUDA")
+    for _key in ("CPU", "CUDA"):
+        _library.impl(f"{_name}.triton", getattr(triton, _name), _key)
 
-_crop = torch.ops.diffcrop.crop.default
-_crop_grad_images = torch.ops.diffcrop.crop_grad_images.default
-_crop_grad_boxes = torch.ops.diffcrop.crop_grad_boxes.default
-_crop_jacobian = torch.ops.diffcrop.crop_jacobian.default
+
+def _operators(name: str) -> dict[str, Any]:
+    """By the implementation that they belong to."""
+    packet = getattr(torch.ops.diffcrop, name)
+    return {impl: getattr(packet, overload[1:] or "default") for impl, overload in _OVERLOADS.items()}
+
+
+_crop, _crop_grad_images = _operators("crop"), _operators("crop_grad_images")
+_crop_grad_boxes, _crop_jacobian = _operators("crop_grad_boxes"), _operators("crop_jacobian")
 
 _KERNEL_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 
 
 def implementations() -> dict[str, str | None]:
     """Name -> None if it is there, or why not."""
-    return {"cpu": cpu.reason(), "reference": None}
+    return {"cpu": cpu.reason(), "triton": triton.reason(), "reference": None}
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter serves, on the CPU."""
+    return triton.interpreted()
 
 
 def simd_level() -> str | None:
@@ -63,8 +80,12 @@ def choose(impl: str | None, images: Tensor, axes: int) -> str:
     """The implementation that serves: the one named, else the kernels where they can, else the reference."""
     if impl is not None:
         return impl
-    if images.device.type != "cpu" or axes != 2:
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():  # whose graphs hold PyTorch's operators only
         return "reference"
+    if axes != 2 or images.device.type not in ("cpu", "cuda"):
+        return "reference"
+    if images.device.type == "cuda":
+        return "triton" if triton.available() else "reference"
     if cpu.available():
         return "cpu"
     cpu.warn_once()
@@ -96,10 +117,10 @@ def jacobian(
     images: Tensor, boxes: Tensor, index: Tensor | None, size: tuple[int, ...], options: Options, impl: str
 ) -> Tensor:
     """The derivative of `crop` by the boxes, (R, C, *size, 2A)."""
-    if impl == "cpu" and not _differentiated(images, boxes):
+    if impl in _crop_jacobian and not _differentiated(images, boxes):
         if not torch.compiler.is_compiling():
             _flops.ensure()
-        return _crop_jacobian(_readable(images, options), boxes, index, size, *options)
+        return _crop_jacobian[impl](_readable(images, options), boxes, index, size, *options)
     columns = []
     for i in range(boxes.shape[-1]):
         unit = torch.zeros_like(boxes)
@@ -145,14 +166,14 @@ def _apply(function: type[Function], *args: Any) -> Any:
 def _forward(
     images: Tensor, boxes: Tensor, index: Tensor | None, size: Sequence[int], options: Options, impl: str
 ) -> Tensor:
-    if impl == "cpu":
+    if impl in _crop:
         images = _readable(images, options)
         if torch.compiler.is_compiling():
-            return _crop(images, boxes, index, size, is_channels_last(images), *options)
+            return _crop[impl](images, boxes, index, size, is_channels_last(images), *options)
         _flops.ensure()
         # What the derivative is registered with the operator for (graphs that hold it) is not needed here, and slow.
         with torch._C._AutoDispatchBelowAutograd():
-            return _crop(images, boxes, index, size, is_channels_last(images), *options)
+            return _crop[impl](images, boxes, index, size, is_channels_last(images), *options)
     with torch.no_grad():
         result = reference.crop(images, boxes, index, size, options)
     return result.contiguous(memory_format=_layout(is_channels_last(images)))
@@ -230,8 +251,8 @@ class _GradImages(Function):
 
     @staticmethod
     def forward(grad, boxes, index, image_shape, channels_last, options, impl):
-        if impl == "cpu":
-            return _crop_grad_images(grad, boxes, index, image_shape, channels_last, *options)
+        if impl in _crop_grad_images:
+            return _crop_grad_images[impl](grad, boxes, index, image_shape, channels_last, *options)
         result = reference.grad_images(grad, boxes, index, image_shape, options).to(grad.dtype)
         return result.contiguous(memory_format=_layout(channels_last))
 
@@ -291,8 +312,8 @@ class _GradBoxes(Function):
 
     @staticmethod
     def forward(grad, images, boxes, index, options, impl):
-        if impl == "cpu":
-            return _crop_grad_boxes(grad, _readable(images, options), boxes, index, *options)
+        if impl in _crop_grad_boxes:
+            return _crop_grad_boxes[impl](grad, _readable(images, options), boxes, index, *options)
         return reference.grad_boxes(grad, images, boxes, index, options)
 
     @staticmethod
@@ -369,34 +390,30 @@ def _batched_index(
 # The operators for the compiler and for whoever meets them in a graph: shapes, and the derivative by the same facts.
 
 
-@torch.library.register_fake("diffcrop::crop")
-def _(images, boxes, index, size, channels_last, mode, *_):
+def _fake_crop(images, boxes, index, size, channels_last, mode, *_):
     result = images.new_empty((boxes.shape[0], images.shape[1], *size), dtype=result_dtype(images.dtype, mode))
     return result.contiguous(memory_format=_layout(channels_last))
 
 
-@torch.library.register_fake("diffcrop::crop_grad_images")
-def _(grad, boxes, index, image_shape, channels_last, *_):
+def _fake_grad_images(grad, boxes, index, image_shape, channels_last, *_):
     result = grad.new_empty(image_shape)
     return result.contiguous(memory_format=_layout(channels_last))
 
 
-@torch.library.register_fake("diffcrop::crop_grad_boxes")
-def _(grad, images, boxes, index, *_):
+def _fake_grad_boxes(grad, images, boxes, index, *_):
     return torch.empty_like(boxes, memory_format=torch.contiguous_format)
 
 
-@torch.library.register_fake("diffcrop::crop_jacobian")
-def _(images, boxes, index, size, mode, *_):
+def _fake_jacobian(images, boxes, index, size, mode, *_):
     shape = (boxes.shape[0], images.shape[1], *size, boxes.shape[1])
     return images.new_empty(shape, dtype=result_dtype(images.dtype, mode))
 
 
-def _setup_crop(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _setup_crop(impl: str, ctx: Any, inputs: tuple, output: Tensor) -> None:
     images, boxes, index, size, _, *options = inputs
     options = Options(*options)
     options = options._replace(fill=tuple(options.fill))
-    _Crop.setup_context(ctx, (images, boxes, index, tuple(size), options, "cpu"), output)
+    _Crop.setup_context(ctx, (images, boxes, index, tuple(size), options, impl), output)
 
 
 def _backward_crop(ctx: Any, grad: Tensor | None) -> tuple:
@@ -404,7 +421,14 @@ def _backward_crop(ctx: Any, grad: Tensor | None) -> tuple:
     return (image_grad, box_grad, *[None] * 9)
 
 
-torch.library.register_autograd("diffcrop::crop", _backward_crop, setup_context=_setup_crop)
+for _impl, _overload in _OVERLOADS.items():
+    torch.library.register_fake(f"diffcrop::crop{_overload}", _fake_crop)
+    torch.library.register_fake(f"diffcrop::crop_grad_images{_overload}", _fake_grad_images)
+    torch.library.register_fake(f"diffcrop::crop_grad_boxes{_overload}", _fake_grad_boxes)
+    torch.library.register_fake(f"diffcrop::crop_jacobian{_overload}", _fake_jacobian)
+    torch.library.register_autograd(
+        f"diffcrop::crop{_overload}", _backward_crop, setup_context=functools.partial(_setup_crop, _impl)
+    )
 
 _flops.ensure()
 

@@ -117,8 +117,8 @@ def crop(
         align_corners: the other convention of `grid_sample`: lo and hi are the centres of the first and last output
             pixel, pixel centres lie at 0..N-1, s = |hi - lo| / max(n - 1, 1), ``"reflection"`` mirrors at the centres
             of the edge pixels, n = 1 samples (lo + hi) / 2, and an image one pixel wide is that pixel everywhere.
-        impl: ``None`` chooses. ``"cpu"``: compiled kernels. ``"reference"``: plain PyTorch, any device. An
-            implementation that is named and cannot serve is an error.
+        impl: ``None`` chooses. ``"cpu"``: compiled kernels. ``"triton"``: kernels for GPUs. ``"reference"``: plain
+            PyTorch, any device. An implementation that is named and cannot serve is an error.
 
     Returns:
         The crops, in the images' dtype. Sums are kept in float32 (float64 for float64 images), positions in float64.
@@ -313,7 +313,8 @@ def _prepare(
     options = _check_crop.options(
         mode, antialias, padding_mode, fill, sigma, align_corners, channels=channels, dtype=images.dtype
     )
-    _check_crop.impl(impl, images, axes, _ops.implementations())
+    if impl is not None:
+        _check_crop.impl(impl, images, axes, _ops.implementations(), _ops.interpreted())
 
     index = None
     if listed:

@@ -1,0 +1,69 @@
+"""The GPU kernels, in Triton: whether they are there, and the operators on tensors.
+
+Triton is imported at the first crop that needs it, which `import diffcrop` must not wait for. With
+``TRITON_INTERPRET=1`` in the environment Triton's interpreter runs the kernels on tensors of the CPU: slowly, to test
+them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_UNKNOWN = object()
+_reason: Any = _UNKNOWN
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter serves, so that tensors of the CPU are welcome."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+
+def reason() -> str | None:
+    """Why the kernels cannot be called, or None if they can."""
+    global _reason
+    if _reason is _UNKNOWN:
+        _reason = _look()
+    return _reason
+
+
+def available() -> bool:
+    """Whether the kernels can be called."""
+    return reason() is None
+
+
+def _look() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed (PyTorch's builds for GPUs on Linux bring it along)"
+    if not interpreted() and not torch.cuda.is_available():
+        return "PyTorch sees no GPU (torch.cuda.is_available() is False)"
+    return None
+
+
+def crop(*arguments: Any) -> Tensor:
+    """See `launch.crop`, as what follows."""
+    from . import launch
+
+    return launch.crop(*arguments)
+
+
+def crop_grad_images(*arguments: Any) -> Tensor:
+    from . import launch
+
+    return launch.crop_grad_images(*arguments)
+
+
+def crop_grad_boxes(*arguments: Any) -> Tensor:
+    from . import launch
+
+    return launch.crop_grad_boxes(*arguments)
+
+
+def crop_jacobian(*arguments: Any) -> Tensor:
+    from . import launch
+
+    return launch.crop_jacobian(*arguments)
