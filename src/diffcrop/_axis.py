@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._filters import SLACK, Filter, Polynomial, get, reach
+from ._filters import Filter, Polynomial, get, reach, slack
 from ._lattice import lattice_sum
 from ._options import Options
 
 # Positions farther out than this are reduced modulo the period of a periodic padding, which costs them nothing.
-_FAR = 2.0**30
+_FAR = {torch.float64: 2.0**30, torch.float32: 2.0**10}
 
 
 def sampling(lo: Tensor, hi: Tensor, n: int, align_corners: bool) -> tuple[Tensor, Tensor]:
@@ -31,15 +31,22 @@ def sampling(lo: Tensor, hi: Tensor, n: int, align_corners: bool) -> tuple[Tenso
 
 
 def weights(
-    lo: Tensor, hi: Tensor, n: int, pixels: int, options: Options, band: tuple[int, int] | None = None
+    lo: Tensor,
+    hi: Tensor,
+    n: int,
+    pixels: int,
+    options: Options,
+    band: tuple[int, int] | None = None,
+    outputs: tuple[int, int] | None = None,
 ) -> Tensor:
-    """The matrix W (..., n, pixels), or its columns ``band[0]:band[1]``, which must hold all that is not zero.
+    """The matrix W (..., n, pixels), or its rows ``outputs`` and its columns ``band``, which must hold all but zeros.
 
     ``lo`` and ``hi`` (...) are finite pixel coordinates. Differentiable to every order in both; the derivative at a
     kink is the right-hand one in the sampling position, and the width's is 0 up to a reduction of 1 (both to
-    within `SLACK`).
+    within `slack`).
     """
     center, reduction = sampling(lo, hi, n, options.align_corners)
+    center = center[..., slice(*(outputs or (0, n)))]
     if options.align_corners and pixels == 1:
         return (1 + 0 * center)[..., None]  # a gradient of zero, not none
     k = torch.arange(*(band or (0, pixels)), dtype=lo.dtype, device=lo.device)
@@ -47,7 +54,7 @@ def weights(
         pixel, inside = nearest(center, pixels, options)
         return ((k == pixel[..., None]) & inside[..., None]).to(lo.dtype)
 
-    widens = options.antialias & (reduction.detach() > 1 + SLACK)
+    widens = options.antialias & (reduction.detach() > 1 + slack(reduction.dtype))
     width = torch.where(widens, reduction, 1.0)
     center = _bring_near(center, width, pixels, options)
     kernel = get(options.mode, options.antialias, options.sigma)
@@ -77,15 +84,20 @@ def nearest(center: Tensor, pixels: int, options: Options) -> tuple[Tensor, Tens
     return torch.where(inside, k, 0.0), inside
 
 
-def touched(lo: Tensor, hi: Tensor, n: int, pixels: int, options: Options) -> tuple[int, int]:
-    """The range of pixels outside of which W is zero for all boxes. Looks at values."""
+def touched(
+    lo: Tensor, hi: Tensor, n: int, pixels: int, options: Options, outputs: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """The range of pixels outside of which W, or its rows ``outputs``, are zero for all boxes. Looks at values."""
     center, reduction = sampling(lo.detach(), hi.detach(), n, options.align_corners)
+    center = center[..., slice(*(outputs or (0, n)))]
     width = torch.clamp(reduction, min=1.0) if options.antialias else torch.ones_like(reduction)
     margin = reach(options.mode, width, options.sigma) + 1
-    first = int(torch.clamp((center - margin).min(), -2, pixels + 1).floor())
-    last = int(torch.clamp((center + margin).max(), -2, pixels + 1).ceil())
-    if options.padding_mode in ("circular", "reflection") and (first < 0 or last >= pixels):
+    first = int(torch.clamp((center - margin).min(), -pixels - 2, 2 * pixels + 1).floor())
+    last = int(torch.clamp((center + margin).max(), -pixels - 2, 2 * pixels + 1).ceil())
+    if options.padding_mode == "circular" and (first < 0 or last >= pixels):
         return 0, pixels
+    if options.padding_mode == "reflection":  # places outside stand for pixels as far inside, or one less
+        first, last = min(first, 2 * pixels - 2 - last), max(last, -first)
     if options.padding_mode == "border" or first >= pixels or last < 0:
         first, last = min(max(first, 0), pixels - 1), min(max(last, 0), pixels - 1)
     return max(first, 0), min(last, pixels - 1) + 1
@@ -123,6 +135,6 @@ def _bring_near(center: Tensor, width: Tensor, pixels: int, options: Options) ->
     if options.padding_mode in ("circular", "reflection"):
         period, _ = _period(pixels, options)
         far = center.detach()
-        return torch.where(far.abs() > _FAR, center - (far - torch.remainder(far, period)), center)
+        return torch.where(far.abs() > _FAR[far.dtype], center - (far - torch.remainder(far, period)), center)
     margin = reach(options.mode, width.detach(), options.sigma) + 2
     return torch.minimum(torch.maximum(center, -margin), pixels + margin)

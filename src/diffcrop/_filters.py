@@ -34,7 +34,9 @@ MIN_SIGMA = 0.1
 MAX_SIGMA = 1e6
 GAUSSIAN_CUT = 6.0
 # Positions this close to a kink, in parts of their size, count as on it; a reduction this close above 1 counts as 1.
+# float32 serves where a device has no float64: there less margin, as a margin is an error of its own.
 SLACK = 2.0**-48
+_SLACK_FLOAT32 = 2.0**-21
 _AT_CUT = math.exp(-0.5 * GAUSSIAN_CUT**2)
 
 
@@ -151,7 +153,12 @@ def snapped(center: Tensor, width: Tensor) -> Tensor:
     taps that should coincide lie an ulp apart and the derivative between them is that of neither side.
     """
     center, width = center.detach(), width.detach()
-    return center + SLACK * (1 + center.abs() + width)
+    return center + slack(center.dtype) * (1 + center.abs() + width)
+
+
+def slack(dtype: torch.dtype) -> float:
+    """`SLACK` for positions of this dtype."""
+    return SLACK if dtype == torch.float64 else _SLACK_FLOAT32
 
 
 def triangle() -> Polynomial:

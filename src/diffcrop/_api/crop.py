@@ -210,7 +210,7 @@ def crop_with_jacobian(
     jacobian = _ops.jacobian(call.images, call.boxes, call.owner, call.size, call.options, call.impl)
     if (box_format, coords) != ("xyxy", "pixel"):
         # Pixel corners are an affine function of the box: d pixel / d box is that function's linear part.
-        unit = torch.eye(boxes.shape[-1], dtype=torch.float64, device=boxes.device)
+        unit = _boxes.widen(torch.eye(boxes.shape[-1], dtype=torch.float32, device=boxes.device))
         origin = torch.zeros_like(unit[0])
         shape = call.images.shape[2:]
         linear = _boxes.to_pixel(unit, shape, **convention) - _boxes.to_pixel(origin, shape, **convention)

@@ -6,17 +6,20 @@ Every derivative is what autograd makes of that line, and every kernel is compar
 ``images`` (B, C, *spatial); ``boxes`` (R, 2A), pixel xyxy; ``index`` (R,) or None, which means that R is a multiple of
 B and box r reads image r // (R / B); the crop is (R, C, *size).
 
-Where values may be looked at (eager, no transform) a call works on the band of the image that its boxes touch, and box
-by box where their weights together would not fit into `BUDGET`.
+Where values may be looked at (eager, no transform, any device) a call works on the band of the image that its boxes
+touch, box by box where their weights together would not fit into `BUDGET`, and a long axis in pieces, each made of some
+outputs and the pixels that those touch (`_Axis`). Autograd then makes a piece's weights again in the backward pass.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from diffcrop import _axis
 from diffcrop._context import in_full_precision, in_transform, is_concrete
@@ -25,7 +28,7 @@ from diffcrop._sharding import per_shard
 
 BUDGET = 32 * 2**20
 # Beyond this a box counts as infinite: its squares and products must not overflow.
-FARTHEST = 1e100
+FARTHEST = {torch.float64: 1e100, torch.float32: 1e12}
 # Intermediates of the size of a weight matrix that autograd keeps for a second derivative, about.
 _COPIES = 40
 
@@ -47,20 +50,20 @@ def _crop(images: Tensor, boxes: Tensor, index: Tensor | None, size: Sequence[in
     nan = _spread(torch.where(valid[:, None], 0.0, boxes).sum(-1) * math.nan, len(size))
     valid = _spread(valid, len(size))
     dtype = images.dtype if options.mode == "nearest" else sum_dtype(images.dtype)
-    fill = torch.tensor(options.fill, dtype=torch.float64).to(dtype).to(images.device).view(-1, *[1] * len(size))
+    fill = torch.tensor(options.fill, dtype=dtype if dtype.is_floating_point else torch.float64)
+    fill = fill.to(dtype).to(images.device).view(-1, *[1] * len(size))
     if options.mode == "nearest":
         result = _nearest(images, sound, index, size, options, fill)
         return torch.where(valid, result, (nan if result.is_floating_point() else fill).to(result.dtype))
 
-    bands, matrices = _matrices(sound, images.shape[2:], size, options)
-    region = images[(..., *(slice(*band) for band in bands))]
+    axes = _axes(sound, images.shape[2:], size, options)
+    region = images[(..., *(slice(*axis.band) for axis in axes))]
     if index is not None:
         region = region.index_select(0, index)
-    region = region.to(fill.dtype)
-    matrices = [m.to(fill.dtype) for m in matrices]
-    result = _contract("bcuvw", region, matrices, "bkcxyz", transposed=False).flatten(0, 1)
+    result, shares = _gather(region, axes, fill.dtype)
+    result = result.flatten(0, 1)
     if any(options.fill):
-        result = result + fill * (1 - _outer([m.sum(-1) for m in matrices]))
+        result = result + fill * (1 - _outer(shares))
     result = torch.where(valid, result, nan.to(result.dtype)).to(result_dtype(images.dtype, options.mode))
     return result
 
@@ -75,11 +78,16 @@ def grad_images(
     differentiated = torch.is_grad_enabled() and (grad.requires_grad or boxes.requires_grad)
     steps = None if differentiated else _steps(image_shape, boxes, index, size)
     if steps is None:
-        return _grad_images(grad, boxes, index, image_shape, options, dtype)[1]
+        if differentiated or index is not None or boxes.shape[0] == 0 or not is_concrete(grad, boxes):
+            return _grad_images(grad, boxes, index, image_shape, options, dtype)
+        steps = [(slice(None), slice(None), None)]
     total = grad.new_zeros(tuple(image_shape), dtype=dtype)
     for r, b, i in steps:
-        bands, part = _grad_images(grad[r], boxes[r], i, (1, *image_shape[1:]), options, dtype, embed=False)
-        total[(b, slice(None), *(slice(*band) for band in bands))] += part
+        sound, known, _ = _sound(1, boxes[r], i)
+        part = torch.where(_spread(known, len(size)), grad[r].to(dtype), 0.0)
+        axes = _axes(sound, image_shape[2:], size, options)
+        place = total[(b, slice(None), *(slice(*axis.band) for axis in axes))]
+        _scatter(part.unflatten(0, (place.shape[0], -1)), axes, dtype, place)
     return total
 
 
@@ -90,23 +98,20 @@ def _grad_images(
     image_shape: Sequence[int],
     options: Options,
     dtype: torch.dtype,
-    embed: bool = True,
-) -> tuple[list[tuple[int, int]], Tensor]:
+) -> Tensor:
+    """All at once and as a function of its tensors."""
     count, channels, *spatial = image_shape
     if boxes.shape[0] == 0:
-        return [(0, s) for s in spatial], grad.new_zeros((count, channels, *spatial), dtype=dtype)
+        return grad.new_zeros((count, channels, *spatial), dtype=dtype)
     sound, valid, index = _sound(count, boxes, index)
     grad = torch.where(_spread(valid, len(spatial)), grad.to(dtype), 0.0)
-    bands, matrices = _matrices(sound, spatial, grad.shape[2:], options)
-    matrices = [m.to(dtype) for m in matrices]
+    axes = _axes(sound, spatial, grad.shape[2:], options)
     groups = count if index is None else boxes.shape[0]
-    part = _contract("bkcxyz", grad.unflatten(0, (groups, -1)), matrices, "bcuvw", transposed=True)
+    part = _scatter(grad.unflatten(0, (groups, grad.shape[0] // groups)), axes, dtype)
     if index is not None:
         part = part.new_zeros((count, *part.shape[1:])).index_add(0, index, part)
-    if embed:
-        margins = [m for (a, b), s in zip(reversed(bands), reversed(spatial), strict=True) for m in (a, s - b)]
-        part = torch.nn.functional.pad(part, margins)
-    return bands, part
+    margins = [m for axis in reversed(axes) for m in (axis.band[0], axis.pixels - axis.band[1])]
+    return torch.nn.functional.pad(part, margins)
 
 
 @per_shard(boxes=True)
@@ -245,10 +250,13 @@ def _vjp(
 def _steps(
     image_shape: Sequence[int], boxes: Tensor, index: Tensor | None, size: Sequence[int]
 ) -> Iterator[tuple[slice, slice, Tensor | None]] | None:
-    """Box, image and index of one crop after another, where all at once would take more than `BUDGET`."""
+    """Box, image and index of one crop after another, where all at once would take more than `BUDGET`.
+
+    A box alone is left to its pieces, but for one that names its image: to select that is to copy it.
+    """
     count, channels, *spatial = image_shape
     rows = boxes.shape[0]
-    if rows < 2 or not is_concrete(boxes) or (index is not None and not is_concrete(index)):
+    if rows < (2 if index is None else 1) or not is_concrete(boxes) or (index is not None and not is_concrete(index)):
         return None
     entries = sum(n * s for n, s in zip(size, spatial, strict=True)) * _COPIES
     entries += channels * size[0] * math.prod(spatial[1:]) + (0 if index is None else channels * math.prod(spatial))
@@ -264,10 +272,16 @@ def _step(row: int, owner: int, count: int, device: torch.device) -> tuple[slice
     return slice(row, row + 1), image, None if known else torch.full((1,), -1, device=device)
 
 
+def position_dtype(device: torch.device) -> torch.dtype:
+    """float64, but float32 where the device has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _sound(count: int, boxes: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Boxes in the precision of positions, those that are not finite replaced; which were sound; a safe index."""
-    positions = boxes if boxes.device.type == "mps" else boxes.to(torch.float64)
-    valid = (positions.abs() <= FARTHEST).all(-1)  # NaN is not
+    positions = boxes.to(position_dtype(boxes.device))
+    # In ONNX graphs numbers become float32, where the farthest is infinity, so that is asked for as well.
+    valid = (torch.isfinite(positions) & (positions.abs() <= FARTHEST[positions.dtype])).all(-1)
     if index is not None:
         known = (index >= 0) & (index < count)
         valid = valid & known
@@ -275,34 +289,111 @@ def _sound(count: int, boxes: Tensor, index: Tensor | None) -> tuple[Tensor, Ten
     return torch.where(valid[:, None], positions, 0.0), valid, index
 
 
-def _matrices(
-    boxes: Tensor, spatial: Sequence[int], size: Sequence[int], options: Options
-) -> tuple[list[tuple[int, int]], list[Tensor]]:
-    """Per spatial axis the band of pixels that is touched and the weights (R, n, band)."""
-    axes = len(spatial)
-    bands, matrices = [], []
+class _Piece(NamedTuple):
+    """Some outputs of an axis, and the pixels outside of which their weights are zero."""
+
+    outputs: tuple[int, int]
+    band: tuple[int, int]
+
+
+class _Axis(NamedTuple):
+    """One axis of R boxes, in pieces whose intermediates fit into `BUDGET`; in one where nothing may be looked at."""
+
+    lo: Tensor
+    hi: Tensor
+    size: int
+    pixels: int
+    options: Options
+    pieces: list[_Piece]
+
+    @property
+    def band(self) -> tuple[int, int]:
+        """The pixels that any output touches."""
+        return min(piece.band[0] for piece in self.pieces), max(piece.band[1] for piece in self.pieces)
+
+    def matrix(self, piece: _Piece) -> Tensor:
+        """(R, outputs, pixels) of a piece."""
+        return _axis.weights(self.lo, self.hi, self.size, self.pixels, self.options, piece.band, piece.outputs)
+
+    def gather(self, piece: _Piece, equation: str, dtype: torch.dtype, tensor: Tensor) -> tuple[Tensor, Tensor]:
+        """The outputs of a piece from the ``tensor`` of its pixels, and their sums of weights (R, outputs)."""
+        matrix = self.matrix(piece).to(dtype)
+        return torch.einsum(equation, matrix.unflatten(0, (tensor.shape[0], -1)), tensor.to(dtype)), matrix.sum(-1)
+
+
+def _axes(boxes: Tensor, spatial: Sequence[int], size: Sequence[int], options: Options) -> list[_Axis]:
+    count, axes = len(spatial), []
     for axis, (n, pixels) in enumerate(zip(size, spatial, strict=True)):
-        lo, hi = boxes[:, axes - 1 - axis], boxes[:, 2 * axes - 1 - axis]  # boxes name x first, tensors have it last
-        band = _axis.touched(lo, hi, n, pixels, options) if is_concrete(boxes) else (0, pixels)
-        bands.append(band)
-        matrices.append(_axis.weights(lo, hi, n, pixels, options, band))
-    return bands, matrices
+        lo, hi = boxes[:, count - 1 - axis], boxes[:, 2 * count - 1 - axis]  # boxes name x first, tensors have it last
+        looking = is_concrete(boxes)
+        pieces = _pieces(lo, hi, n, pixels, options, (0, n)) if looking else [_Piece((0, n), (0, pixels))]
+        axes.append(_Axis(lo, hi, n, pixels, options, pieces))
+    return axes
 
 
-def _contract(source: str, tensor: Tensor, matrices: list[Tensor], target: str, transposed: bool) -> Tensor:
-    """Apply one matrix (R, n, pixels) per axis, axis after axis; b k = R boxes, c channels, xyz outputs, uvw pixels.
+def _pieces(lo: Tensor, hi: Tensor, n: int, pixels: int, options: Options, outputs: tuple[int, int]) -> list[_Piece]:
+    """``outputs`` halved until the intermediates of each piece fit into `BUDGET`."""
+    first, last = outputs
+    band = _axis.touched(lo, hi, n, pixels, options, outputs)
+    if last - first == 1 or 8 * _COPIES * lo.numel() * (last - first) * (band[1] - band[0]) <= BUDGET:
+        return [_Piece(outputs, band)]
+    middle = (first + last) // 2
+    halves = (first, middle), (middle, last)
+    return [piece for half in halves for piece in _pieces(lo, hi, n, pixels, options, half)]
 
-    ``transposed`` goes from outputs to pixels and sums over k in the last step.
+
+def _equations(source: str, target: str, axes: int, transposed: bool) -> Iterator[tuple[str, int, int]]:
+    """The product with one matrix (R, n, pixels) for each axis, and the axis' dimension before and after.
+
+    b k = R boxes, c channels, xyz outputs, uvw pixels. ``transposed`` goes from outputs to pixels and sums over k in
+    the last step.
     """
-    axes, groups = len(matrices), tensor.shape[0]
     current, final = source[: source.index("c") + 1 + axes], target[: target.index("c") + 1 + axes]
-    for i, matrix in enumerate(matrices):
+    for i in range(axes):
         pixel, output = "uvw"[i], "xyz"[i]
         old, new = (output, pixel) if transposed else (pixel, output)
         following = final if i == axes - 1 else "bkc" + current[current.index("c") + 1 :].replace(old, new)
-        operand = matrix.unflatten(0, (groups, -1))
-        tensor = torch.einsum(f"bk{output}{pixel},{current}->{following}", operand, tensor)
+        yield f"bk{output}{pixel},{current}->{following}", current.index(old), following.index(new)
         current = following
+
+
+def _gather(tensor: Tensor, axes: list[_Axis], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+    """Apply the matrix of each axis to the bands (B, C, *pixels): (B, K, C, *size), and each one's sums (R, n)."""
+    shares = []
+    for axis, (equation, old, new) in zip(axes, _equations("bcuvw", "bkcxyz", len(axes), False), strict=True):
+        again = len(axis.pieces) > 1 and torch.is_grad_enabled() and axis.lo.requires_grad
+        parts = []
+        for piece in axis.pieces:
+            band = tensor.narrow(old, piece.band[0] - axis.band[0], piece.band[1] - piece.band[0])
+            if again:
+                arguments = (axis.gather, piece, equation, dtype, band)
+                parts.append(checkpoint(*arguments, use_reentrant=False, preserve_rng_state=False))
+            else:
+                parts.append(axis.gather(piece, equation, dtype, band))
+        products, sums = zip(*cast(list[tuple[Tensor, Tensor]], parts), strict=True)
+        tensor = products[0] if len(products) == 1 else torch.cat(products, new)
+        shares.append(sums[0] if len(sums) == 1 else torch.cat(sums, -1))
+    return tensor, shares
+
+
+def _scatter(tensor: Tensor, axes: list[_Axis], dtype: torch.dtype, place: Tensor | None = None) -> Tensor:
+    """The transpose: from (B, K, C, *size) to bands (B, C, *pixels), or added to such bands, the ``place``."""
+    for i, (axis, (equation, old, new)) in enumerate(
+        zip(axes, _equations("bkcxyz", "bcuvw", len(axes), True), strict=True)
+    ):
+        total = place if i == len(axes) - 1 else None
+        for piece in axis.pieces:
+            (first, last), band = piece.outputs, piece.band
+            matrix = axis.matrix(piece).to(dtype).unflatten(0, (tensor.shape[0], -1))
+            part = torch.einsum(equation, matrix, tensor.narrow(old, first, last - first))
+            if total is None:
+                if len(axis.pieces) == 1:
+                    total = part
+                    break
+                shape = [axis.band[1] - axis.band[0] if d == new else s for d, s in enumerate(part.shape)]
+                total = part.new_zeros(shape)
+            total.narrow(new, band[0] - axis.band[0], band[1] - band[0]).add_(part)
+        tensor = cast(Tensor, total)
     return tensor
 
 
@@ -330,9 +421,9 @@ def _outer(vectors: list[Tensor]) -> Tensor:
     axes = len(vectors)
     product = torch.ones((), dtype=vectors[0].dtype, device=vectors[0].device)
     for axis, vector in enumerate(vectors):
-        product = product * vector.view(vector.shape[0], 1, *[-1 if a == axis else 1 for a in range(axes)])
+        product = product * vector.view(vector.shape[0], 1, *[vector.shape[1] if a == axis else 1 for a in range(axes)])
     return product
 
 
 def _spread(vector: Tensor, axes: int) -> Tensor:
-    return vector.view(-1, *[1] * (axes + 1))
+    return vector.view(vector.shape[0], *[1] * (axes + 1))
