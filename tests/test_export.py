@@ -2,18 +2,136 @@
 
 from __future__ import annotations
 
+import io
+
+import pytest
 import torch
+from torch.export import Dim
 
 import diffcrop
-from plain import SIZE, SMOOTH, agree, boxes, image
+from diffcrop import crop
+from helpers import FILTERS, PADDINGS
+from onnx_agreement import Module, agreement, exported, run
+from plain import SIZE, SMOOTH, agree, boxes, image, needs_kernels
 
 
-def test_export(impl, generator):
-    """A module with a crop in it becomes a graph that gives the same, also for another batch."""
+class Glimpse(torch.nn.Module):
+    """A model with a crop in the middle: a box for each image is predicted, and what is there is looked at."""
+
+    def __init__(self, **given):
+        super().__init__()
+        self.where = torch.nn.Linear(2, 4).double()
+        self.what = torch.nn.Conv2d(2, 3, 2).double()
+        self.given = given
+
+    def forward(self, images):
+        centre = torch.sigmoid(self.where(images.mean((2, 3))))
+        return (
+            self.what(crop(images, centre, 4, coords="unit", box_format="cxcywh", **self.given))
+            .square()
+            .mean((1, 2, 3))
+        )
+
+
+def operators(program):
+    return {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export(impl, strict, generator):
+    """A module with a crop in it becomes a graph that gives the same, also for other numbers of images and of boxes."""
     module = diffcrop.nn.Crop(SIZE, impl=impl, **SMOOTH)
+    given = image(generator, 2), boxes(generator, 2, 3)
+    batch = Dim("batch")
+    program = torch.export.export(
+        module, given, dynamic_shapes=({0: batch}, {0: batch, 1: Dim("boxes")}, None)[:2], strict=strict
+    )
+    for count, several in ((2, 3), (5, 4), (3, 1)):
+        i, b = image(generator, count), boxes(generator, count, several)
+        agree(program.module()(i, b), module(i, b), 1e-14)
+
+
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning")  # torch's own
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_export_saved_and_loaded(decomposed, generator):
+    """In a model, by the implementation that is chosen, through a file, and trained by it."""
+    torch.manual_seed(0)
+    module = Glimpse()
+    program = torch.export.export(module, (image(generator, 2),), dynamic_shapes=({0: Dim("batch")},))
+    if decomposed:
+        program = program.run_decompositions()
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file)
+    if diffcrop.implementations()["cpu"] is None:
+        assert "diffcrop.crop.default" in operators(loaded)  # the kernels serve
+    i = image(generator, 5)
+    again = loaded.module()
+    agree(again(i), module(i), 1e-13)
+    if not decomposed:  # a decomposed program has no derivative by its parameters to offer
+        for model in (again, module):
+            model(i).sum().backward()
+        grads = dict(again.named_parameters())
+        for name, parameter in module.named_parameters():
+            agree(grads[name].grad, parameter.grad, 1e-12)
+
+
+# --- ONNX -------------------------------------------------------------------------------------------------------------
+
+QUICK = {
+    ("nearest", True, "circular", False),
+    ("nearest", True, "constant", True),
+    ("area", True, "renormalize", False),
+    ("bilinear", True, "border", False),
+    ("bilinear", False, "reflection", True),
+}
+GRID = [
+    pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+    for case in ((m, a, p, c) for m, a in [*FILTERS, ("nearest", True)] for p in PADDINGS for c in (False, True))
+]
+
+
+@pytest.mark.parametrize(("mode", "antialias", "padding_mode", "align_corners"), GRID)
+def test_onnx(mode, antialias, padding_mode, align_corners):
+    """For ordinary and for wild boxes, other ones than those of the export, and more of them."""
+    found = agreement(mode, antialias, padding_mode, align_corners)
+    assert found.error <= 1e-5
+    assert found.nodes < 4000
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [
+    ("nearest", torch.uint8),
+    pytest.param("bilinear", torch.uint8, marks=pytest.mark.slow),
+    pytest.param("bilinear", torch.float16, marks=pytest.mark.slow),
+    pytest.param("bicubic", torch.float64, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_onnx_dtypes(mode, dtype):
+    assert agreement(mode, True, "zeros", False, dtype).error <= (1e-3 if dtype == torch.float16 else 1e-5)
+
+
+def test_onnx_in_a_model(generator):
+    """With boxes that the model makes, in unit coordinates, for any number of images."""
+    torch.manual_seed(0)
+    module, given = Glimpse(mode="area").float(), image(generator, 2).float()
+    model = exported(module, (given,), ({0: Dim("batch")},))
+    assert {node.domain for node in model.graph.node} == {""}
+    i = image(generator, 5).float()
+    agree(run(model, (i,)), module(i), 1e-6)
+
+
+def test_onnx_rows_of_boxes(generator):
+    """(B, K, 4), both to change, in the older way of saying so."""
+    module = Module(mode="area", padding_mode="zeros")
+    given = image(generator, 2).float(), boxes(generator, 2, 3).float()
+    model = exported(module, given, ({0: Dim.DYNAMIC}, {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}))
+    i, b = image(generator, 3).float(), boxes(generator, 3, 5).float()
+    agree(run(model, (i, b)), module(i, b), 1e-6)
+
+
+@needs_kernels
+def test_onnx_refuses_the_kernels(generator):
+    """A named implementation never gives way to another."""
     given = image(generator, 2), boxes(generator, 2)
-    batch = torch.export.Dim("batch", min=2, max=64)
-    exported = torch.export.export(module, given, dynamic_shapes=({0: batch}, {0: batch}, None)[:2])
-    for count in (2, 5):
-        i, b = image(generator, count), boxes(generator, count)
-        agree(exported.module()(i, b), module(i, b), 1e-14)
+    with pytest.raises(torch.onnx.OnnxExporterError, match=r"No ONNX function found for .*diffcrop\.crop"):
+        exported(Module(impl="cpu"), given, ({}, {}))
