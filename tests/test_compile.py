@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import os
@@ -13,7 +14,8 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import vjp
 
-from diffcrop import crop
+import diffcrop
+from diffcrop import coverage, crop, crop_with_jacobian
 from plain import BOX, IMPLEMENTATIONS, SIZE, SMOOTH, agree, boxes, described, f64, image, mine
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -163,7 +165,18 @@ def test_compiled_as_the_first_call_of_a_process():
     assert found[2] == 9
 
 
-@pytest.mark.slow
+# --- what runs is compiled --------------------------------------------------------------------------------------------
+
+
+def slow_reference(impl):
+    """The reference's C++ takes long to compile."""
+    return pytest.param(impl, marks=pytest.mark.slow if impl == "reference" else ())
+
+
+INDUCTOR = [slow_reference(impl) for impl in IMPLEMENTATIONS]
+
+
+@pytest.mark.parametrize("impl", INDUCTOR)
 def test_inductor(impl, generator):
     function = torch.compile(mine(impl), fullgraph=True)
     i, b = image(generator).requires_grad_(), BOX.clone().requires_grad_()
@@ -173,6 +186,134 @@ def test_inductor(impl, generator):
         torch.autograd.grad(mine(impl)(i, b).square().sum(), (i, b)),
         1e-12,
     )
+
+
+@pytest.mark.parametrize("impl", INDUCTOR)
+def test_inductor_makes_one_graph_for_many_sizes(impl, generator):
+    """Batch, boxes and image, forward and backward, without recompiling; all different at first, as above."""
+    compilations = 0  # until the first call has been served: the compiler may start over
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(lambda i, b: crop(i, b, SIZE, impl=impl).square().sum(), fullgraph=True, dynamic=True,
+                             backend=counter)  # fmt: skip
+    for count, several, height, width in [(6, 3, 8, 9), (5, 7, 12, 7), (3, 6, 5, 17)]:
+        i = torch.rand(count, 2, height, width, generator=generator, dtype=f64, requires_grad=True)
+        b = boxes(generator, count, several).requires_grad_()
+        expected, result = crop(i, b, SIZE, impl=impl).square().sum(), compiled(i, b)
+        compilations = compilations or counter.frame_count
+        agree(result, expected, 1e-13)
+        agree(torch.autograd.grad(result, (i, b)), torch.autograd.grad(expected, (i, b)), 1e-12)
+    assert counter.frame_count == compilations > 0
+
+
+class Glimpse(torch.nn.Module):
+    """Convolution, predicted boxes, their crops, a head."""
+
+    def __init__(self, impl):
+        super().__init__()
+        self.features = torch.nn.Conv2d(2, 3, 3, padding=1, dtype=f64)
+        self.where = torch.nn.Linear(3, 8, dtype=f64)
+        self.head = torch.nn.Linear(3 * 16, 2, dtype=f64)
+        self.crop = diffcrop.nn.Crop(4, coords="unit", box_format="cxcywh", impl=impl)
+
+    def forward(self, images):
+        features = self.features(images)
+        where = torch.sigmoid(self.where(features.mean((2, 3)))).unflatten(1, (2, 4))
+        return self.head(self.crop(features, where).flatten(2))
+
+
+@pytest.mark.parametrize("impl", INDUCTOR)
+def test_a_compiled_model_trains_as_the_eager_one(impl, generator):
+    torch.manual_seed(0)
+    model = Glimpse(impl)
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(twin, fullgraph=True)
+    for _ in range(3):
+        i = torch.rand(3, 2, 12, 11, generator=generator, dtype=f64)
+        for one, call in ((model, model), (twin, compiled)):
+            optimizer = torch.optim.SGD(one.parameters(), lr=0.1)
+            optimizer.zero_grad()
+            (call(i) - 1).square().mean().backward()
+            optimizer.step()
+    moved = 0.0
+    torch.manual_seed(0)
+    for start, one, other in zip(Glimpse(impl).parameters(), model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+        moved += float((start - one).detach().abs().max() > 0)
+    assert moved == 6  # every parameter, those that place the boxes too
+
+
+@pytest.mark.parametrize("impl", INDUCTOR)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16])
+def test_inductor_by_dtype(impl, dtype, generator):
+    i = (255 * image(generator, 2)).to(dtype)
+    i = i.requires_grad_(i.is_floating_point())
+    b = boxes(generator, 2).float().requires_grad_()
+    function = torch.compile(lambda i, b: crop(i, b, SIZE, impl=impl), fullgraph=True)
+    expected, result = crop(i, b, SIZE, impl=impl), function(i, b)
+    assert result.dtype == expected.dtype
+    inputs = [t for t in (i, b) if t.requires_grad]
+    cotangent = torch.rand(result.shape, generator=generator).to(result.dtype)
+    found = result, *torch.autograd.grad(result, inputs, cotangent)
+    wanted = expected, *torch.autograd.grad(expected, inputs, cotangent)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == other.dtype
+        # A last place of the dtype, where the compiler sums in another order.
+        most = 0 if impl == "cpu" else 2 * torch.finfo(one.dtype).eps * float(other.detach().abs().max())
+        torch.testing.assert_close(one, other, rtol=0, atol=most)
+        assert other.detach().abs().max() > 0
+
+
+@pytest.mark.parametrize("impl", INDUCTOR)
+@pytest.mark.parametrize("row", ["list of boxes", "index"])
+def test_inductor_with_owners(impl, row, generator):
+    """Channels last in and out, with gradients, also of what no other test of this backend calls."""
+    i = image(generator, 2).contiguous(memory_format=torch.channels_last).requires_grad_()
+    b = boxes(generator, 3).requires_grad_()
+
+    def call(i, b):
+        if row == "index":
+            return crop(i, b, SIZE, batch_index=torch.tensor([1, 0, 1]), impl=impl, **SMOOTH)
+        return crop(i, [b[:1], b[1:]], SIZE, impl=impl, **SMOOTH)
+
+    expected, result = call(i, b), torch.compile(call, fullgraph=True)(i, b)
+    assert result.stride() == expected.stride()
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    agree(result, expected, 1e-13)
+    agree(*(torch.autograd.grad(r.square().sum(), (i, b)) for r in (result, expected)), 1e-12)
+
+
+@pytest.mark.parametrize("impl", INDUCTOR)
+@pytest.mark.parametrize("what", ["jacobian", "coverage", "box"])
+def test_inductor_compiles_the_rest(impl, what, generator):
+    """`crop_with_jacobian`, `coverage`, and a module that learns its box."""
+    i = image(generator)
+    module = diffcrop.nn.LearnableBox((4, 5), init=[0.4, 0.7, 3.1, 3.3], inside=True, dtype=f64)
+    calls = {
+        "jacobian": lambda b: crop_with_jacobian(i, b, SIZE, box_format="cxcywh", impl=impl, **SMOOTH),
+        "coverage": lambda b: coverage(b, SIZE, (4, 5), mode="bicubic", impl=impl),
+        "box": lambda b: crop(i, module() + 0 * b, SIZE, impl=impl, **SMOOTH),
+    }
+    b = (BOX if what != "jacobian" else torch.tensor([2.6, 2.1, 6.5, 1.5], dtype=f64)).clone()
+    b.requires_grad_(what == "coverage")  # a compiled jacobian of a box that requires grad is of the second order
+    expected, result = calls[what](b), torch.compile(calls[what], fullgraph=True)(b)
+    agree(result, expected, 1e-12)
+    inputs = {"jacobian": [], "coverage": [b], "box": [module.raw]}[what]
+    if inputs:
+        agree(*(torch.autograd.grad(r.square().sum(), inputs) for r in (result, expected)), 1e-12)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_reduced_overhead(generator):
+    """In CUDA graphs, replayed with other boxes."""
+    compiled = torch.compile(lambda i, b: crop(i, b, SIZE), fullgraph=True, mode="reduce-overhead")
+    i = image(generator, 2).float().cuda().requires_grad_()
+    for _ in range(4):
+        torch.compiler.cudagraph_mark_step_begin()
+        b = boxes(generator, 2).float().cuda().requires_grad_()
+        expected, result = crop(i, b, SIZE), compiled(i, b).clone()
+        agree(result.cpu(), expected.cpu(), 1e-6)
+        found, wanted = (torch.autograd.grad(r.square().sum(), (i, b)) for r in (result, expected))
+        agree([t.cpu() for t in found], [t.cpu() for t in wanted], 1e-4)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
