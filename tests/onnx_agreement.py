@@ -96,8 +96,8 @@ def table(align_corners=False):
 TEXT = """# ONNX
 
 ```python
-boxes = torch.export.Dim("boxes")
-torch.onnx.export(model.eval(), (images, boxes), "model.onnx", dynamo=True, dynamic_shapes=({{}}, {{0: boxes}}))
+several = torch.export.Dim("several")
+torch.onnx.export(model.eval(), (images, boxes), "model.onnx", dynamo=True, dynamic_shapes=({{}}, {{0: several}}))
 ```
 
 exports a model with a crop in it as a graph of standard operators, those of the reference. The size of the crops is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from torch.export import Dim
 
 import diffcrop
 from diffcrop import crop
-from helpers import FILTERS, PADDINGS
-from onnx_agreement import Module, agreement, exported, run
+from helpers import FILTERS, MODES, PADDINGS
+from onnx_agreement import BOXES, Module, agreement, exported, run
 from plain import SIZE, SMOOTH, agree, boxes, image, needs_kernels
 
 
@@ -43,9 +44,8 @@ def test_export(impl, strict, generator):
     module = diffcrop.nn.Crop(SIZE, impl=impl, **SMOOTH)
     given = image(generator, 2), boxes(generator, 2, 3)
     batch = Dim("batch")
-    program = torch.export.export(
-        module, given, dynamic_shapes=({0: batch}, {0: batch, 1: Dim("boxes")}, None)[:2], strict=strict
-    )
+    dynamic = {0: batch}, {0: batch, 1: Dim("boxes")}
+    program = torch.export.export(module, given, dynamic_shapes=dynamic, strict=strict)
     for count, several in ((2, 3), (5, 4), (3, 1)):
         i, b = image(generator, count), boxes(generator, count, several)
         agree(program.module()(i, b), module(i, b), 1e-14)
@@ -135,3 +135,15 @@ def test_onnx_refuses_the_kernels(generator):
     given = image(generator, 2), boxes(generator, 2)
     with pytest.raises(torch.onnx.OnnxExporterError, match=r"No ONNX function found for .*diffcrop\.crop"):
         exported(Module(impl="cpu"), given, ({}, {}))
+
+
+def test_the_table_in_the_documents():
+    """It has every filter and padding, no larger error than is promised, and says what the code says of itself."""
+    text = (Path(__file__).parents[1] / "docs" / "onnx.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    assert rows[0][1:] == list(PADDINGS)
+    assert [row[0] for row in rows[2:]] == [*MODES, "nearest"]
+    errors = [float(cell.split(",")[0]) for row in rows[2:] for cell in row[1:]]
+    assert len(errors) == len([*MODES, "nearest"]) * len(PADDINGS)
+    assert 0 < max(errors) <= 1e-5
+    assert f"The boxes are {len(BOXES)}," in text
