@@ -174,9 +174,20 @@ def _forward(
         # What the derivative is registered with the operator for (graphs that hold it) is not needed here, and slow.
         with torch._C._AutoDispatchBelowAutograd():
             return _crop[impl](images, boxes, index, size, is_channels_last(images), *options)
+    _refuse_older_vmap(images, boxes)
     with torch.no_grad():
         result = reference.crop(images, boxes, index, size, options)
     return result.contiguous(memory_format=_layout(is_channels_last(images)))
+
+
+def _refuse_older_vmap(*tensors: Tensor) -> None:
+    """The vmap of is_grads_batched and vectorize has rules for operators, but few for the reference's plain PyTorch."""
+    legacy = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
+    if any(map(legacy, tensors)):
+        raise RuntimeError(
+            "impl='reference' cannot be batched by is_grads_batched=True or vectorize=True; "
+            "use torch.func.jacrev or torch.func.hessian, or one cotangent at a time"
+        )
 
 
 def _layout(channels_last: bool) -> torch.memory_format:
@@ -213,7 +224,8 @@ class _Crop(Function):
         boxes = _leading(boxes, in_dims[1], n)
         index = _batched_index(n, count, boxes.shape[1], index, in_dims[2], shared, boxes.device)
         images = images if shared else images.movedim(in_dims[0], 0).flatten(0, 1)
-        return crop(images, boxes.flatten(0, 1), index, size, options, impl).unflatten(0, (n, -1)), 0
+        rows = boxes.shape[1]  # not -1, which says nothing where n is 0
+        return crop(images, boxes.flatten(0, 1), index, size, options, impl).unflatten(0, (n, rows)), 0
 
 
 class _DualCrop(_Crop):
@@ -253,6 +265,7 @@ class _GradImages(Function):
     def forward(grad, boxes, index, image_shape, channels_last, options, impl):
         if impl in _crop_grad_images:
             return _crop_grad_images[impl](grad, boxes, index, image_shape, channels_last, *options)
+        _refuse_older_vmap(grad, boxes)
         result = reference.grad_images(grad, boxes, index, image_shape, options).to(grad.dtype)
         return result.contiguous(memory_format=_layout(channels_last))
 
@@ -274,7 +287,7 @@ class _GradImages(Function):
         index = _batched_index(n, count, boxes.shape[1], index, in_dims[2], False, boxes.device)
         shape = (n * count, *image_shape[1:])
         result = _DualGradImages.apply(grad, boxes.flatten(0, 1), index, shape, channels_last, options, impl)
-        return result.unflatten(0, (n, -1)), 0
+        return result.unflatten(0, (n, count)), 0
 
 
 class _DualGradImages(_GradImages):
@@ -342,7 +355,7 @@ class _GradBoxes(Function):
         index = _batched_index(n, count, boxes.shape[1], index, in_dims[3], shared, boxes.device)
         images = images if shared else images.movedim(in_dims[1], 0).flatten(0, 1)
         result = _DualGradBoxes.apply(grad, images, boxes.flatten(0, 1), index, options, impl)
-        return result.unflatten(0, (n, -1)), 0
+        return result.unflatten(0, (n, boxes.shape[1])), 0
 
 
 class _DualGradBoxes(_GradBoxes):

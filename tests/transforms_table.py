@@ -1,0 +1,451 @@
+"""Writes docs/transforms.md: what every transform gives with every implementation, measured against plain autograd.
+
+`python tests/transforms_table.py` measures it, in minutes, and `test_transforms_table` compares the page with that. An
+entry is "yes" if all numbers agree with plain autograd of plain PyTorch, else it is the error that is raised; numbers
+that are wrong, zeros above all, end the run. What is compiled runs in a process of its own, which a failed compilation
+may leave in disorder.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from torch.autograd import forward_ad
+from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
+
+import diffcrop
+from diffcrop import crop, crop_with_jacobian
+from plain import BOX, IMPLEMENTATIONS, SIZE, SMOOTH, boxes, f64, flat, image, plain
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "transforms.md"
+TOLERANCE = 1e-10
+_SEED = torch.Generator().manual_seed(0)
+PICTURE = image(_SEED)
+PICTURES, BOXES = image(_SEED, 3), boxes(_SEED, 3)
+GROUPS = boxes(_SEED, 3, 2)
+WEIGHT = torch.rand(2, *SIZE, generator=_SEED, dtype=f64)
+PUSH_IMAGE, PUSH_BOX = (
+    torch.rand(PICTURE.shape, generator=_SEED, dtype=f64),
+    torch.tensor([0.3, -1, 0.7, 0.4], dtype=f64),
+)
+BOTH = (0, 1)
+
+
+# --- what is right: `autograd.grad` of one number after another -------------------------------------------------------
+
+
+def rows(function, arguments, argnums=BOTH):
+    """The jacobian by plain `autograd.grad`."""
+    arguments = [a.detach().clone().requires_grad_() for a in arguments]
+    out = function(*arguments)
+    result = []
+    for k in argnums:
+        each = [
+            torch.autograd.grad(o, arguments[k], retain_graph=True, materialize_grads=True)[0] for o in out.flatten()
+        ]
+        result.append(torch.stack(each).reshape(*out.shape, *arguments[k].shape))
+    return tuple(result)
+
+
+def slope(function, arguments, argnums=BOTH):
+    """As a function that can be differentiated again: the gradient of a number, flat."""
+
+    def sloped(*arguments):
+        value = function(*arguments)
+        return flat(torch.autograd.grad(value, [arguments[k] for k in argnums], create_graph=True))
+
+    return rows(sloped, arguments, argnums)
+
+
+def weighed(function):
+    return lambda i, b: (WEIGHT * function(i, b)).square().sum()
+
+
+def pushed(jacobians):
+    return sum((j * t).flatten(3).sum(-1) for j, t in zip(jacobians, (PUSH_IMAGE, PUSH_BOX), strict=True))
+
+
+JACOBIANS = functools.cache(lambda: rows(plain, (PICTURE, BOX)))
+GRADIENTS = functools.cache(lambda: rows(weighed(plain), (PICTURE, BOX)))
+
+
+@functools.cache
+def hessians():
+    return slope(weighed(plain), (PICTURE, BOX))
+
+
+def hessian_by_box():
+    return slope(lambda b: weighed(plain)(PICTURE, b), (BOX,), (0,))[0]
+
+
+def each(function, *stacks):
+    return torch.stack([flat(function(*one)) for one in zip(*stacks, strict=True)])
+
+
+def gradient_of(i, b):
+    return rows(weighed(plain), (i, b))
+
+
+# --- what is measured: (crop of an implementation) -> (found, expected) -----------------------------------------------
+
+
+def cases(crops, impl):
+    """Name -> (function without arguments, function that gives what is right). ``crops(i, b)``."""
+    total = weighed(crops)
+
+    def fixed(function):
+        return lambda b: function(PICTURE, b)
+
+    def nest(tree):  # a hessian by both, as columns by the image and by the box
+        (ii, ib), (bi, bb) = tree
+        n = PICTURE.numel()
+        square = torch.cat([torch.cat([ii.reshape(n, n), ib.reshape(n, 4)], 1), torch.cat([bi.reshape(4, n), bb], 1)])
+        return square[:, :n], square[:, n:]
+
+    def right_hessian():
+        n = PICTURE.numel()
+        by_image, by_box = hessians()
+        return by_image.reshape(-1, n), by_box
+
+    def dual():
+        with forward_ad.dual_level():
+            duals = forward_ad.make_dual(PICTURE, PUSH_IMAGE), forward_ad.make_dual(BOX, PUSH_BOX)
+            return forward_ad.unpack_dual(crops(*duals)).tangent.clone()
+
+    def batched_cotangents():
+        i, b = PICTURE.clone().requires_grad_(), BOX.clone().requires_grad_()
+        value = crops(i, b)
+        eye = torch.eye(value.numel(), dtype=f64).reshape(-1, *value.shape)
+        by = torch.autograd.grad(value, (i, b), eye, is_grads_batched=True)
+        return tuple(g.reshape(*value.shape, *t.shape) for g, t in zip(by, (i, b), strict=True))
+
+    def batched_second():
+        b = BOX.clone().requires_grad_()
+        (first,) = torch.autograd.grad(total(PICTURE, b), b, create_graph=True)
+        return torch.autograd.grad(first, b, torch.eye(4, dtype=f64), is_grads_batched=True)[0]
+
+    def samples():
+        module = diffcrop.nn.LearnableBox((4, 5), init=[0.4, 0.7, 3.1, 3.3], dtype=f64)
+        parameters = dict(module.named_parameters())
+
+        def one(parameters, picture):
+            return total(picture, functional_call(module, parameters, ()))
+
+        found = vmap(grad(one), (None, 0))(parameters, PICTURES)["raw"]
+        right = []
+        for picture in PICTURES:
+            raw = torch.zeros(4, dtype=f64, requires_grad=True)
+            box = functional_call(module, {"raw": raw}, ())
+            right.append(torch.autograd.grad(weighed(plain)(picture, box), raw)[0])
+        return found, torch.stack(right)
+
+    def indexed(i, b, r):
+        return crop(i, b, SIZE, batch_index=r, impl=impl, **SMOOTH)
+
+    index = torch.tensor([[1, 0], [2, 2], [0, 1]])
+
+    def jacobian(b):
+        return crop_with_jacobian(PICTURE, b, SIZE, impl=impl, **SMOOTH).jacobian
+
+    def covered(b):
+        return diffcrop.coverage(b, SIZE, (4, 5), mode="bicubic", impl=impl)
+
+    def plain_covered(b):
+        return plain(torch.full_like(PICTURE, 1.25), b)[0] - 0.25  # the constant outside is 0.25
+
+    def nearest(i):
+        return crop(i, BOX, SIZE, mode="nearest", impl=impl)
+
+    old = torch.autograd.functional
+    by_box = fixed(total)
+    return {
+        "grad": (lambda: grad(total, BOTH)(PICTURE, BOX), GRADIENTS),
+        "vjp": (
+            lambda: vjp(crops, PICTURE, BOX)[1](WEIGHT),
+            lambda: [torch.einsum("chw,chw...->...", WEIGHT, j) for j in JACOBIANS()],
+        ),
+        "jvp": (lambda: jvp(crops, (PICTURE, BOX), (PUSH_IMAGE, PUSH_BOX))[1], lambda: pushed(JACOBIANS())),
+        "jacrev": (lambda: jacrev(crops, BOTH)(PICTURE, BOX), JACOBIANS),
+        "jacrev(chunk_size=5)": (lambda: jacrev(crops, BOTH, chunk_size=5)(PICTURE, BOX), JACOBIANS),
+        "jacfwd": (lambda: jacfwd(crops, BOTH)(PICTURE, BOX), JACOBIANS),
+        "linearize": (lambda: linearize(crops, PICTURE, BOX)[1](PUSH_IMAGE, PUSH_BOX), lambda: pushed(JACOBIANS())),
+        "functionalize": (lambda: functionalize(crops)(PICTURE, BOX), lambda: plain(PICTURE, BOX)),
+        "functionalize(grad)": (lambda: functionalize(grad(total, BOTH))(PICTURE, BOX), GRADIENTS),
+        "hessian": (lambda: nest(hessian(total, BOTH)(PICTURE, BOX)), right_hessian),
+        "jacrev(jacrev)": (lambda: nest(jacrev(jacrev(total, BOTH), BOTH)(PICTURE, BOX)), right_hessian),
+        "jacfwd(jacfwd)": (lambda: nest(jacfwd(jacfwd(total, BOTH), BOTH)(PICTURE, BOX)), right_hessian),
+        "grad(grad)": (
+            lambda: grad(lambda b: PUSH_BOX @ grad(by_box)(b))(BOX), lambda: hessian_by_box() @ PUSH_BOX
+        ),
+        "jvp(grad)": (lambda: jvp(grad(by_box), (BOX,), (PUSH_BOX,))[1], lambda: hessian_by_box() @ PUSH_BOX),
+        "grad(jvp)": (
+            lambda: grad(lambda b: jvp(by_box, (b,), (PUSH_BOX,))[1])(BOX), lambda: hessian_by_box() @ PUSH_BOX
+        ),
+        "jvp(jvp)": (
+            lambda: jvp(lambda b: jvp(by_box, (b,), (PUSH_BOX,))[1], (BOX,), (PUSH_BOX,))[1],
+            lambda: PUSH_BOX @ hessian_by_box() @ PUSH_BOX,
+        ),
+        "grad(hessian)": (
+            lambda: grad(lambda b: PUSH_BOX @ hessian(by_box)(b) @ PUSH_BOX)(BOX),
+            lambda: third(fixed(weighed(plain))),
+        ),
+        "vmap over images": (
+            lambda: vmap(crops, (0, None))(PICTURES, BOX), lambda: each(lambda i: plain(i, BOX), PICTURES)
+        ),
+        "vmap over boxes": (lambda: vmap(crops, (None, 0))(PICTURE, BOXES), lambda: each(fixed(plain), BOXES)),
+        "vmap over both": (lambda: vmap(crops)(PICTURES, BOXES), lambda: each(plain, PICTURES, BOXES)),
+        "vmap, in_dims=(2, 1), out_dims=1": (
+            lambda: vmap(crops, (2, 1), 1)(PICTURES.movedim(0, 2), BOXES.T).movedim(1, 0),
+            lambda: each(plain, PICTURES, BOXES),
+        ),
+        "vmap over one": (lambda: vmap(crops)(PICTURES[:1], BOXES[:1]), lambda: each(plain, PICTURES[:1], BOXES[:1])),
+        "vmap(chunk_size=2)": (
+            lambda: vmap(crops, chunk_size=2)(PICTURES, BOXES), lambda: each(plain, PICTURES, BOXES)
+        ),
+        "vmap over none": (lambda: vmap(crops)(PICTURES[:0], BOXES[:0]), lambda: torch.zeros(0, dtype=f64)),
+        "vmap of groups": (
+            lambda: vmap(crops)(PICTURES, GROUPS), lambda: each(lambda i, g: each(fixed_to(i), g), PICTURES, GROUPS)
+        ),
+        "vmap of batch_index": (
+            lambda: vmap(indexed, (None, 0, 0))(PICTURES, GROUPS, index),
+            lambda: each(lambda r, g: each(lambda one, b: plain(PICTURES[one], b), r, g), index, GROUPS),
+        ),
+        "vmap(vmap)": (
+            lambda: vmap(vmap(crops, (None, 0)), (0, None))(PICTURES, BOXES),
+            lambda: each(lambda i: each(fixed_to(i), BOXES), PICTURES),
+        ),
+        "vmap(grad)": (
+            lambda: torch.cat([g.flatten(1) for g in vmap(grad(total, BOTH))(PICTURES, BOXES)], 1),
+            lambda: each(gradient_of, PICTURES, BOXES),
+        ),
+        "vmap(grad), of parameters": (lambda: samples()[0], lambda: samples()[1]),
+        "vmap(jvp)": (
+            lambda: vmap(lambda t: jvp(fixed(crops), (BOX,), (t,))[1])(BOXES),
+            lambda: each(lambda t: (JACOBIANS()[1] * t).sum(-1), BOXES),
+        ),
+        "vmap(hessian)": (
+            lambda: vmap(hessian(by_box))(BOXES),
+            lambda: each(lambda b: slope(fixed(weighed(plain)), (b,), (0,)), BOXES),
+        ),
+        "grad(vmap)": (
+            lambda: grad(lambda b: vmap(total)(PICTURES, b).sum())(BOXES),
+            lambda: each(lambda i, b: gradient_of(i, b)[1], PICTURES, BOXES),
+        ),
+        "autograd.functional.jacobian": (lambda: old.jacobian(crops, (PICTURE, BOX)), JACOBIANS),
+        "autograd.functional.jacobian(vectorize=True)": (
+            lambda: old.jacobian(crops, (PICTURE, BOX), vectorize=True), JACOBIANS
+        ),
+        "... and strategy=\"forward-mode\"": (
+            lambda: old.jacobian(crops, (PICTURE, BOX), vectorize=True, strategy="forward-mode"), JACOBIANS
+        ),
+        "autograd.functional.hessian": (lambda: nest(old.hessian(total, (PICTURE, BOX))), right_hessian),
+        "autograd.functional.hessian(vectorize=True)": (
+            lambda: nest(old.hessian(total, (PICTURE, BOX), vectorize=True)), right_hessian
+        ),
+        "autograd.functional.hvp": (lambda: old.hvp(by_box, BOX, PUSH_BOX)[1], lambda: hessian_by_box() @ PUSH_BOX),
+        "autograd.grad(is_grads_batched=True)": (batched_cotangents, JACOBIANS),
+        "... of a gradient": (batched_second, hessian_by_box),
+        "forward_ad.make_dual": (dual, lambda: pushed(JACOBIANS())),
+        "crop_with_jacobian": (lambda: jacobian(BOX), lambda: JACOBIANS()[1]),
+        "jacrev(crop_with_jacobian)": (lambda: jacrev(jacobian)(BOX), second_of_crop),
+        "jacfwd(crop_with_jacobian)": (lambda: jacfwd(jacobian)(BOX), second_of_crop),
+        "vmap(crop_with_jacobian)": (
+            lambda: vmap(jacobian)(BOXES), lambda: each(lambda b: rows(fixed(plain), (b,), (0,)), BOXES)
+        ),
+        "jacrev(coverage)": (lambda: jacrev(covered)(BOX), lambda: rows(plain_covered, (BOX,), (0,))),
+        "jacfwd(coverage)": (lambda: jacfwd(covered)(BOX), lambda: rows(plain_covered, (BOX,), (0,))),
+        'jacrev by images, mode="nearest"': (lambda: jacrev(nearest)(PICTURE), lambda: moved(nearest)),
+        'jacfwd by images, mode="nearest"': (lambda: jacfwd(nearest)(PICTURE), lambda: moved(nearest)),
+        'vmap, mode="nearest"': (lambda: vmap(nearest)(PICTURES), lambda: each(nearest, PICTURES)),
+        'grad by boxes, mode="nearest"': (
+            lambda: grad(lambda b: crop(PICTURE, b, SIZE, mode="nearest", impl=impl).sum())(BOX), None
+        ),
+        'jvp by boxes, mode="nearest"': (
+            lambda: jvp(lambda b: crop(PICTURE, b, SIZE, mode="nearest", impl=impl), (BOX,), (PUSH_BOX,))[1], None
+        ),
+        "box functions: jacrev, jacfwd, vmap": (box_functions, lambda: box_functions(by_hand=True)),
+    }  # fmt: skip
+
+
+def fixed_to(picture):
+    return lambda b: plain(picture, b)
+
+
+def second_of_crop():
+    def first(b):
+        one = plain(PICTURE, b)
+        return torch.stack([torch.autograd.grad(o, b, create_graph=True)[0] for o in one.flatten()])
+
+    return rows(first, (BOX,), (0,))
+
+
+def third(function):
+    box = BOX.clone().requires_grad_()
+    value = function(box)
+    for _ in range(2):
+        value = torch.autograd.grad(value, box, create_graph=True)[0] @ PUSH_BOX
+    return torch.autograd.grad(value, box)[0]
+
+
+def moved(nearest):
+    """The jacobian by the image of something that moves pixels: what unit images become."""
+    units = torch.eye(PICTURE.numel(), dtype=f64).reshape(-1, *PICTURE.shape)
+    return torch.stack([nearest(unit) for unit in units], -1)
+
+
+def box_functions(by_hand=False):
+    size, points = (4, 5), BOXES[:, :2]
+    functions = [
+        lambda b: diffcrop.convert_boxes(b, size, to_format="cxcywh", to_coords="normalized"),
+        lambda b: diffcrop.boxes_to_theta(b, size),
+        lambda b: diffcrop.theta_to_boxes(diffcrop.boxes_to_theta(b, size), size),
+        lambda b: diffcrop.invert_boxes(b, size),
+        lambda b: diffcrop.map_points(points, b, SIZE),
+        lambda b: diffcrop.map_points(points, b, SIZE, to="crop"),
+        lambda b: diffcrop.map_boxes(BOXES, b, SIZE),
+    ]
+    if by_hand:
+        jacobians = [rows(f, (BOX,), (0,)) for f in functions]
+        return [jacobians, jacobians, [torch.stack([f(b) for b in BOXES]) for f in functions]]
+    return [[t(f)(BOX) for f in functions] for t in (jacrev, jacfwd)] + [[vmap(f)(BOXES) for f in functions]]
+
+
+COMPILED = {
+    "compile": lambda crops: crops(PICTURE, BOX),
+    "compile(grad)": lambda crops: grad(weighed(crops), BOTH)(PICTURE, BOX),
+    "compile(vjp)": lambda crops: vjp(crops, PICTURE, BOX)[1](WEIGHT),
+    "compile(jacrev)": lambda crops: jacrev(crops, BOTH)(PICTURE, BOX),
+    "compile(vmap)": lambda crops: vmap(crops)(PICTURES, BOXES),
+    "compile(vmap(grad))": lambda crops: vmap(grad(weighed(crops), BOTH))(PICTURES, BOXES),
+    "compile(grad(grad))": lambda crops: grad(lambda b: PUSH_BOX @ grad(lambda c: weighed(crops)(PICTURE, c))(b))(BOX),
+    "compile(hessian)": lambda crops: hessian(lambda b: weighed(crops)(PICTURE, b))(BOX),
+    "compile(jvp)": lambda crops: jvp(crops, (PICTURE, BOX), (PUSH_IMAGE, PUSH_BOX))[1],
+    "compile(jacfwd)": lambda crops: jacfwd(crops, BOTH)(PICTURE, BOX),
+}
+
+
+# --- the measurement --------------------------------------------------------------------------------------------------
+
+
+def verdict(found, expected):
+    """ "yes", or what is raised. Whatever else there is is a bug, and ends the run."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the older vmap warns that it is slow
+            found = flat(found()).detach()
+    except Exception as error:
+        return raised(error)
+    if expected is None:
+        raise AssertionError("this should have been refused")
+    right = flat(expected()).detach()
+    torch.testing.assert_close(found, right, rtol=0, atol=TOLERANCE * max([1.0, *right.abs().tolist()]))
+    if right.numel() and not (right != 0).any():
+        raise AssertionError("nothing but zeros was compared")
+    return "yes"
+
+
+def raised(error):
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    if type(error).__module__.startswith("torch._dynamo"):
+        text = text.partition(" Explanation:")[0].removesuffix(".")
+    if len(text) > 250:
+        text = text[:247].rpartition(" ")[0] + " ..."
+    return f"raises {type(error).__name__}: {text}".replace("|", "\\|")
+
+
+def eager(impl):
+    """Name -> entry, for everything that is not compiled."""
+
+    def crops(i, b):
+        return crop(i, b, SIZE, impl=impl, **SMOOTH)
+
+    result = {}
+    for name, (found, expected) in cases(crops, impl).items():
+        try:
+            result[name] = verdict(found, expected)
+        except AssertionError as error:
+            raise AssertionError(f"{impl}, {name}: {error}") from error
+    return result
+
+
+def in_a_new_process(impl, name):
+    """The same for something that is compiled."""
+    command = [sys.executable, __file__, "--compiled", impl, name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    if done.returncode:
+        raise AssertionError(f"{impl}, {name}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def one_compiled(impl, name):
+    def crops(i, b):
+        return crop(i, b, SIZE, impl=impl, **SMOOTH)
+
+    right = COMPILED[name](crops)
+    function = torch.compile(lambda: COMPILED[name](crops), fullgraph=True, backend="aot_eager")
+    return verdict(function, lambda: right)
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+_HEAD = """<!-- Written by `python tests/transforms_table.py`, which measures it: do not edit. -->
+
+# Transforms
+
+What each transform gives with each implementation (`impl=`; without it, `cpu` on the CPU and `triton` on a GPU).
+**yes**: every number agrees with plain autograd of plain PyTorch, one `torch.autograd.grad` after another, to 1e-10 in
+float64. Everything else raises: nothing is a silent zero. The crop is that of one image (C, H, W) at one box where no
+batch is named, by images and boxes at once, `mode="bicubic"` with a constant outside. No crop draws random numbers, so
+`randomness` of `vmap` has no effect.
+
+"""
+_TAIL = """
+What raises, and what to do instead:
+
+* `mode="nearest"` has no gradient by the box: `boxes.detach()`, or another mode.
+* Second derivatives by the box under the older vmap (`is_grads_batched=True`, `vectorize=True`), and with
+  `impl="reference"` those by images too: `torch.func.hessian`, `torch.func.jacrev`, or one cotangent at a time.
+
+`torch.func.functionalize`, forward mode over forward mode and transforms under the compiler run through the reference
+whatever `impl` says, as PyTorch has no rule for operators with derivatives of their own there: right, and as slow as
+plain PyTorch.
+"""
+
+
+def document(entries):
+    """``entries``: implementation -> name -> entry."""
+    names = list(dict.fromkeys(name for column in entries.values() for name in column))
+    lines = [f"| transform | {' | '.join(entries)} |", "|---" * (1 + len(entries)) + "|"]
+    for name in names:
+        lines.append(f"| `{name}` | {' | '.join(column.get(name, 'not measured') for column in entries.values())} |")
+    return _HEAD + "\n".join(lines) + "\n" + _TAIL
+
+
+def parsed(text):
+    """What `document` was given."""
+    table = [re.split(r"(?<!\\) \| ", line[2:-2]) for line in text.splitlines() if line.startswith("| ")]
+    head, *body = table
+    return {impl: {row[0].strip("`"): row[k] for row in body} for k, impl in enumerate(head[1:], 1)}
+
+
+def on_cpu():
+    """The implementations that serve tensors of the CPU here."""
+    return [name for name in IMPLEMENTATIONS if name != "triton"]
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--compiled"]:
+        print(json.dumps(one_compiled(*sys.argv[2:])))
+    else:
+        kept = parsed(PAGE.read_text()) if PAGE.exists() else {}  # what was measured on other machines
+        found = {
+            impl: {**eager(impl), **{name: in_a_new_process(impl, name) for name in COMPILED}} for impl in on_cpu()
+        }
+        PAGE.write_text(document({**kept, **found}))
