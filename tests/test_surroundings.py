@@ -386,6 +386,7 @@ def test_flops_are_counted_from_shapes(generator):
     columns_first = 2 * 6 * (16 * 6 * 4 + 6 * 4 * 8)
     once = min(rows_first, columns_first)
     assert counted(lambda: crop(i, b, (4, 6), impl="cpu")) == {"crop": once}
+    assert counted(lambda: crop(i.mT, b, (6, 4), impl="cpu")) == {"crop": once}
     assert counted(lambda: crop(i, b, (4, 6), impl="cpu").sum().backward()) == {
         "crop": once, "crop_grad_boxes": 2 * once, "crop_grad_images": once
     }  # fmt: skip

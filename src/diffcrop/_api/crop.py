@@ -324,7 +324,7 @@ def _prepare(
         if batch_index is not None:
             raise ValueError("batch_index says what a list of boxes says already; pass one of them")
         owners = [torch.full((len(t),), b, device=images.device) for b, t in enumerate(boxes)]
-        boxes, index = torch.cat([plain(t) for t in boxes]), torch.cat(owners)
+        boxes, index = torch.cat(list(boxes)), torch.cat(owners)
         leading: tuple[int, ...] = (boxes.shape[0],)
     elif batch_index is not None:
         if batch is None:
