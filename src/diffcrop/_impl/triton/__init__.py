@@ -31,6 +31,11 @@ def reason() -> str | None:
     return _reason
 
 
+# What `torch.compiler.assume_constant_result` says of a function, without importing the compiler for it: the compiler
+# asks once. Otherwise it would guard what it has just changed here, and compile its first graph twice.
+reason._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
 def available() -> bool:
     """Whether the kernels can be called."""
     return reason() is None
