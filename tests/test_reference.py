@@ -202,6 +202,7 @@ def test_wild_boxes_in_float32(single):
             for box, sound in [
                 ([math.nan, 1, 5, 5], False), ([1, 1, math.inf, 5], False), ([-1e20, 1, 5, 5], False),
                 ([-1e8, -3e5, 1e9, 4e6], True), ([1e7, 3, 1e7 + 30, 21], True), ([9, 4, 9, 4], True),
+                ([3e7, 3, 3e7 + 4, 21], True),
             ]:  # fmt: skip
                 for mode in ("bilinear", "lanczos3", "area", "gaussian"):
                     corners = torch.tensor([box], dtype=torch.float32, requires_grad=True)
@@ -221,3 +222,29 @@ def test_an_identity_in_float32_is_exact(single):
     thirds = torch.tensor([1 / 3, 2 / 7, 30 + 1 / 3, 40 + 2 / 7], requires_grad=True)
     constant = crop(torch.ones(1, 50, 60), thirds, (40, 30), impl="reference")
     assert torch.autograd.grad(constant.sum(), thirds)[0].abs().max() < 1e-3
+
+
+def test_a_reduction_of_one_in_float32():
+    """Boxes of thirds whose sides are rounded: the width's derivative is 0 there, as it is for what was meant."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 110, 90, generator=generator)
+    for third in range(7):
+        meant = torch.tensor([40 + third / 3, 50 + third / 7, 70 + third / 3, 90 + third / 7], dtype=torch.float64)
+        meant = meant + 1e-3 * (third % 3 == 0)  # away from kinks of the position
+        results = []
+        for dtype in (torch.float32, torch.float64):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(reference, "position_dtype", lambda _device, dtype=dtype: dtype)
+                box = meant.to(dtype).requires_grad_()
+                crop(images.to(dtype), box, (40, 30), impl="reference").square().sum().backward()
+            results.append(box.grad.double())
+        torch.testing.assert_close(*results, rtol=1e-3, atol=0.05)
+
+
+def test_beside_a_kink_in_float32(single, monkeypatch):
+    """The margin of kinks is narrow: a pixel's thousandth beside one, the crop is that of float64."""
+    images = torch.rand(1, 60, 50, generator=torch.Generator().manual_seed(0))
+    box = torch.tensor([20.999, 30.999, 29.999, 38.999])
+    found = crop(images, box, (8, 9), impl="reference")
+    monkeypatch.undo()
+    torch.testing.assert_close(found, crop(images, box, (8, 9), impl="reference"), rtol=0, atol=2e-5)
