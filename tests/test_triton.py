@@ -104,6 +104,9 @@ BOXES = {
     "beside": [[-40.3, -30.2, -20.1, -9.3], [20.5, 1.0, 31.5, 6.0], [1.0, 9.2, 7.0, 14.0]],
     "empty": [[3.2, 2.1, 3.2, 2.1], [3.0, 2.0, 3.0, 6.0], [-7.0, -7.0, -7.0, -7.0]],
     "on pixels": [[0.0, 0.0, 9.0, 7.0], [1.0, 1.0, 6.0, 5.0], [9.0, 7.0, 0.0, 0.0]],
+    # Over one edge by more than the image's side, and not over the other.
+    "a period wide": [[-6.75, -5.3, 45.75, 27.5], [15.75, 12.3, -36.75, -20.5]],
+    "long": [[-58.1, -40.2, 67.3, 55.1]],  # some hundred taps
     "thirds": [[1 / 3, 0.0, 9 - 1 / 3, 7.0], [0.0, 2 / 3, 15.0, 2 / 3 + 8], [-1.0, -1.0, 14.0, 11.0]],
 }
 
@@ -112,12 +115,20 @@ BOXES = {
     ("name", "mode", "padding_mode"),
     [
         *itertools.product(BOXES, ("bilinear", "area"), ("border", "reflection", "circular", "renormalize")),
-        ("wild", "gaussian", "border"),  # the sums of long runs; slow here
+        ("long", "gaussian", "border"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("wild", "gaussian", "border"),
+                ("long", "lanczos3", "border"),
+                ("long", "lanczos3", "reflection"),
+            )
+        ),
     ],
 )
 def test_boxes_of_all_kinds(name, mode, padding_mode, generator):
     opts = Options(mode, True, padding_mode)
-    images = rand(1, 2, *SHAPE, generator=generator).to(DEVICE)
+    images = rand(1, 1, *SHAPE, generator=generator).to(DEVICE)
     boxes = torch.tensor(BOXES[name], dtype=f64, device=DEVICE)
     agree(*both(images, boxes, None, SIZE, opts), rtol=1e-9 if name == "wild" else 1e-12)
 
@@ -493,7 +504,7 @@ POINTERS = {
 }
 how = config.Planning()
 accumulate = tl.float64 if SUM == "fp64" else tl.float32
-common = {"ACCUMULATE": accumulate, "WIDE": False, "ALIGN": False, "WIDENING": True, "INDEXED": True, "BOXES": 128}
+common = {"ACCUMULATE": accumulate, "WIDE": False, "ALIGN": False, "WIDENING": True, "INDEXED": not ONES, "BOXES": 128}
 done = 0
 
 def compile_(kernel, scalars=(), fuse=True, **constants):
@@ -502,6 +513,10 @@ def compile_(kernel, scalars=(), fuse=True, **constants):
     types = {}
     for name in kernel.arg_names:
         pointer = name in POINTERS and name not in scalars
+        if ONES and name in ("index", "order", "bounds"):
+            constants[name] = None
+        elif ONES and not pointer and name not in constants and name != "scale_bits":
+            constants[name] = 1  # as what a call passes is taken where it is 1
         types[name] = "constexpr" if name in constants else "*" + POINTERS[name] if pointer else "i32"
         if name == "scale_bits":
             types[name] = "i64"
@@ -539,16 +554,17 @@ ALL = list(itertools.product(("bilinear", "bicubic", "lanczos3", "area", "gaussi
 
 
 @pytest.mark.parametrize(
-    ("target", "image", "sums", "cases"),
+    ("target", "image", "sums", "cases", "ones"),
     [
-        pytest.param(("cuda", 90, 32), "fp32", "fp32", SOME, id="sm_90"),
-        pytest.param(("cuda", 90, 32), "bf16", "fp32", ALL, id="sm_90-bf16-all", marks=pytest.mark.slow),
-        pytest.param(("cuda", 80, 32), "fp64", "fp64", ALL, id="sm_80-fp64-all", marks=pytest.mark.slow),
-        pytest.param(("hip", "gfx942", 64), "fp32", "fp32", ALL, id="gfx942-all", marks=pytest.mark.slow),
+        pytest.param(("cuda", 90, 32), "fp32", "fp32", SOME, False, id="sm_90"),
+        pytest.param(("cuda", 90, 32), "fp16", "fp32", SOME, True, id="sm_90-ones"),
+        pytest.param(("cuda", 90, 32), "bf16", "fp32", ALL, False, id="sm_90-bf16-all", marks=pytest.mark.slow),
+        pytest.param(("cuda", 80, 32), "fp64", "fp64", ALL, False, id="sm_80-fp64-all", marks=pytest.mark.slow),
+        pytest.param(("hip", "gfx942", 64), "fp32", "fp32", ALL, False, id="gfx942-all", marks=pytest.mark.slow),
     ],
 )
-def test_kernels_compile(target, image, sums, cases, tmp_path):
+def test_kernels_compile(target, image, sums, cases, ones, tmp_path):
     """To machine code, with no GPU at hand: the interpreter forgives much that the compiler does not."""
     code = COMPILED.replace("TARGET", repr(target)).replace("IMAGE", repr(image)).replace("SUM", repr(sums))
-    code = code.replace("CASES", repr(cases))
+    code = code.replace("CASES", repr(cases)).replace("ONES", repr(ones))
     assert run(code, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path)) == len(cases) + 2 + 2 * 9 + 1

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
@@ -50,13 +53,6 @@ def is_concrete(*tensors: Tensor) -> bool:
     return all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type != "meta" for t in tensors)
 
 
-def is_sharded(value: Any) -> bool:
-    """Whether this is a DTensor, told without importing torch.distributed."""
-    if type(value) in (Tensor, torch.nn.Parameter):
-        return False
-    return isinstance(value, Tensor) and hasattr(value, "device_mesh")
-
-
 def _traced() -> bool:
     """Whether `make_fx` records the call (as in `torch.func.linearize`), which hands out ordinary tensors."""
     if torch._C._len_torch_dispatch_stack() == 0:
@@ -80,6 +76,13 @@ def _rules(kind: type) -> tuple[Any, Any]:
     return getattr(kind.__torch_function__, "__func__", None), getattr(kind, "__torch_dispatch__", None)
 
 
+def is_sharded(value: Any) -> bool:
+    """Whether this is a DTensor, told without importing torch.distributed."""
+    if type(value) in (Tensor, torch.nn.Parameter):
+        return False
+    return isinstance(value, Tensor) and hasattr(value, "device_mesh")
+
+
 def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager:
     """A context without autocast, which would round contractions and refuse to stack some dtypes."""
     device = tensor.device.type
@@ -97,3 +100,32 @@ def in_full_precision(function: Callable[P, T]) -> Callable[P, T]:
             return function(*args, **kwargs)
 
     return wrapped
+
+
+_said: set[str] = set()
+
+
+def warn_of_reference(without: str, reason: str | None, remedy: str) -> None:
+    """Say, the first time in a process, that the reference serves ``without`` what would be faster.
+
+    Blames the line outside this package that led here. Says nothing while compiling, where a warning would break the
+    graph.
+    """
+    if without in _said or torch.compiler.is_compiling():
+        return
+    _said.add(without)
+    warnings.warn(
+        "diffcrop runs on its reference implementation, which gives the same results more slowly, because "
+        f"{without} {reason}. {remedy}",
+        RuntimeWarning,
+        stacklevel=_levels_above_package(),
+    )
+
+
+def _levels_above_package() -> int:
+    """The stacklevel, for a warning given by the caller, of the first frame outside this package."""
+    package = str(Path(__file__).parent)
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        level, frame = level + 1, frame.f_back
+    return level

@@ -26,7 +26,16 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from . import _flops
-from ._context import batched, functionalized, in_full_precision, in_transform, is_concrete, is_sharded, jvp_levels
+from ._context import (
+    batched,
+    functionalized,
+    in_full_precision,
+    in_transform,
+    is_concrete,
+    is_sharded,
+    jvp_levels,
+    warn_of_reference,
+)
 from ._impl import cpu, reference, triton
 from ._options import Options, result_dtype
 
@@ -85,10 +94,17 @@ def choose(impl: str | None, images: Tensor, axes: int) -> str:
     if axes != 2 or images.device.type not in ("cpu", "cuda"):
         return "reference"
     if images.device.type == "cuda":
-        return "triton" if triton.available() else "reference"
+        if triton.available():
+            return "triton"
+        warn_of_reference("its GPU kernels cannot run:", triton.reason(), "PyTorch for Linux brings Triton along")
+        return "reference"
     if cpu.available():
         return "cpu"
-    cpu.warn_once()
+    warn_of_reference(
+        "the compiled library is not there:",
+        cpu.reason(),
+        "With a C++ compiler at hand, install diffcrop again to have it",
+    )
     return "reference"
 
 

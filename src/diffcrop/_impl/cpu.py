@@ -8,7 +8,6 @@ import importlib
 import importlib.util
 import os
 import sys
-import warnings
 from pathlib import Path
 
 import torch
@@ -24,7 +23,6 @@ _fragment.define("simd_level() -> str")
 # Plain variables and not functools.cache, because torch.compile looks through that, with a warning, into the loading.
 _loaded = False
 _reason: str | None = None
-_warned = False
 
 
 def load() -> None:
@@ -45,33 +43,6 @@ def reason() -> str | None:
     if not _loaded:
         load()
     return _reason
-
-
-def warn_once() -> None:
-    """Say, the first time in a process, that the reference serves because the compiled kernels are absent.
-
-    Blames the line outside this package that led here. Says nothing while compiling, where a warning would break the
-    graph.
-    """
-    global _warned
-    if _warned or torch.compiler.is_compiling() or available():
-        return
-    _warned = True
-    warnings.warn(
-        "diffcrop runs on its reference implementation, which gives the same results more slowly, because the compiled"
-        f" library is not there: {_reason}. With a C++ compiler at hand, install diffcrop again to have it",
-        RuntimeWarning,
-        stacklevel=_levels_above_package(),
-    )
-
-
-def _levels_above_package() -> int:
-    """The stacklevel, for a warning given by the caller, of the first frame outside this package."""
-    package = str(Path(__file__).parent.parent)
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
-        level, frame = level + 1, frame.f_back
-    return level
 
 
 def build_info() -> dict[str, str | None]:

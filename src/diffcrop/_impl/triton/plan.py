@@ -255,7 +255,7 @@ def forward_runs(
             tl.store(sounds + r, sound.to(tl.int32))
 
     share_at = share + at
-    capacity = (capacity_y + capacity_x).to(tl.int64)
+    capacity = tl.cast(capacity_y + capacity_x, tl.int64)
     weight_at = weights + r * capacity + tl.where(axis == 0, 0, capacity_y) + places[:, None]
     orders: tl.constexpr = 3 if DERIVATIVES and WIDENING else (2 if DERIVATIVES else 1)
     share_step = tl.cast(rows, tl.int64) * width
@@ -412,8 +412,8 @@ def transposed_runs(
     valid = k < pixels
     at = r * (out_y + out_x) + tl.where(axis == 0, 0, out_y)
     to_at = r * (in_y + in_x) + tl.where(axis == 0, 0, in_y) + k
-    source = weights + r * (capacity_y + capacity_x).to(tl.int64) + tl.where(axis == 0, 0, capacity_y)
-    target = r * (to_capacity_y + to_capacity_x).to(tl.int64) + tl.where(axis == 0, 0, to_capacity_y)
+    source = weights + r * tl.cast(capacity_y + capacity_x, tl.int64) + tl.where(axis == 0, 0, capacity_y)
+    target = r * tl.cast(to_capacity_y + to_capacity_x, tl.int64) + tl.where(axis == 0, 0, to_capacity_y)
     if LISTED:
         sound = tl.load(sounds + r) != 0
         places = k * n

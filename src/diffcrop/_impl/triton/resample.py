@@ -196,7 +196,7 @@ def crop_kernel(
     c_there = c < channels
     runs_y = r * (out_y + out_x)
     runs_x = runs_y + out_y
-    table_y = weights + r * (capacity_y + capacity_x).to(tl.int64)
+    table_y = weights + r * tl.cast(capacity_y + capacity_x, tl.int64)
     result = product(
         images + owner * stride_b, c, c_there, stride_c, stride_y, stride_x, in_y, in_x,
         start + runs_y, count + runs_y, offset + runs_y, table_y, start, oy,
@@ -353,7 +353,7 @@ def grad_images_kernel(
             r = tl.load(order + following).to(tl.int64) if INDEXED else following.to(tl.int64)
             runs_y = r * (in_y + in_x)
             runs_x = runs_y + in_y
-            table_y = r * (capacity_y + capacity_x).to(tl.int64)
+            table_y = r * tl.cast(capacity_y + capacity_x, tl.int64)
             table_x = table_y + capacity_y
             total += product(
                 grad + r * stride_r, c, c_there, stride_c, stride_y, stride_x, out_y, out_x,
@@ -540,7 +540,7 @@ def box_kernel(
     c = group * CHANNELS + tl.arange(0, CHANNELS)
     c_there = c < channels
     runs = r * (out_y + out_x)
-    capacity = (capacity_y + capacity_x).to(tl.int64)
+    capacity = tl.cast(capacity_y + capacity_x, tl.int64)
     table = weights + r * capacity
     if FILL > 0:
         constant = tl.load(fill + (c if FILL == 2 else c * 0), mask=c_there, other=0)
