@@ -101,8 +101,8 @@ _ENDS = {
     taylor: tuple(zip(*_end_polynomials(taylor), strict=True))
     for taylor in (cast(Smooth, get(mode, True, 1.0)).taylor for mode in ("lanczos3", "gaussian"))
 }
-# The points of a sum's quadrature and end corrections: f is taken at ``middle + along * half + beyond * step``, with the
-# weight ``share * count + fixed``.
+# The points of a sum's quadrature and end corrections: f is taken at ``middle + along * half + beyond * step``, with
+# the weight ``share * count + fixed``.
 _ALONG, _BEYOND, _SHARE, _FIXED = zip(
     *((node, 0.0, 0.5 * weight, 0.0) for node, weight in _gauss_legendre(48)),
     *(
