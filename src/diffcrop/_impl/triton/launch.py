@@ -59,8 +59,7 @@ def crop(
     """The crops (R, C, h, w)."""
     options = Options(mode, antialias, padding_mode, tuple(fill), sigma, align_corners)
     rows, channels = boxes.shape[0], images.shape[1]
-    out = images.new_empty((rows, channels, *size), dtype=result_dtype(images.dtype, mode))
-    out = out.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    out = _empty((rows, channels, *size), result_dtype(images.dtype, mode), images.device, channels_last)
     if out.numel() == 0:
         return out
     last = _innermost(images) and channels_last
@@ -86,7 +85,7 @@ def _resample(
     out_y, out_x = out.shape[2:]
     resample.crop_kernel[(out.shape[0] * tile.count((out_y, out_x), channels),)](
         images, owners, runs.start, runs.count, runs.offset, runs.share, runs.weights, runs.sounds, fills, out,
-        rows // count, channels, in_y, in_x, out_y, out_x, *runs.capacity, *images.stride(), *out.stride(),
+        rows // max(count, 1), channels, in_y, in_x, out_y, out_x, *runs.capacity, *images.stride(), *out.stride(),
         FILL=_filling(options), INDEXED=owners is not None, PLACES=_places(options), **_common(images, tile, last),
     )  # fmt: skip
 
@@ -103,7 +102,7 @@ def _nearest(
     element = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[out.element_size()]
     resample.nearest_kernel[(out.shape[0] * tile.count((out_y, out_x), channels),)](
         images.view(element), owners, runs.start, runs.count, runs.sounds, constant.view(element),
-        invalid.view(element), out.view(element), rows // count, channels, out_y, out_x,
+        invalid.view(element), out.view(element), rows // max(count, 1), channels, out_y, out_x,
         *images.stride(), *out.stride(), FILL=2 if constant.numel() > 1 else 1, INDEXED=owners is not None, LAST=last,
         TILE_Y=tile.rows, TILE_X=tile.columns, CHANNELS=tile.channels, num_warps=tile.warps,
         enable_fp_fusion=True,
@@ -127,16 +126,15 @@ def crop_grad_images(
     options = Options(mode, antialias, padding_mode, (0.0,), sigma, align_corners)
     (count, channels, in_y, in_x), (out_y, out_x), rows = image_shape, grad.shape[2:], grad.shape[0]
     listed = padding_mode in _PERIODIC
-    layout = torch.channels_last if channels_last else torch.contiguous_format
     if rows == 0 or count == 0 or channels == 0:
-        return grad.new_zeros(tuple(image_shape)).contiguous(memory_format=layout)
+        return _empty(image_shape, grad.dtype, grad.device, channels_last).zero_()
     last = _innermost(grad) and channels_last
     tile = config.tile((in_y, in_x), channels, config.expected_readers(out_x, in_x, options), last)
     programs = tile.count((in_y, in_x), channels)
     turns = list(_turns(rows, count, index, options, (out_y, out_x), (in_y, in_x), grad, 1, transposed=True))
     # An image collects the parts of all its boxes in the precision of sums.
     dtype = grad.dtype if len(turns) == 1 else sum_dtype(grad.dtype)
-    out = torch.empty(tuple(image_shape), dtype=dtype, device=grad.device).to(memory_format=layout)
+    out = _empty(image_shape, dtype, grad.device, channels_last)
     like = grad.new_empty(()).expand(tuple(image_shape))
     with _on(grad.device):
         for turn, (part, owners) in enumerate(turns):
@@ -234,7 +232,7 @@ def _slopes(
     mine = runs.sounds.shape[0]
     resample.box_kernel[(mine * tile.count((out_y, out_x), channels),)](
         grad, images, owners, runs.start, runs.count, runs.offset, runs.share, runs.weights, runs.sounds, runs.slopes,
-        _fill(options, images), out, mine, rows // count, channels, in_y, in_x, out_y, out_x, *runs.capacity,
+        _fill(options, images), out, mine, rows // max(count, 1), channels, in_y, in_x, out_y, out_x, *runs.capacity,
         *grad.stride(), *images.stride(), FILL=_filling(options), INDEXED=owners is not None,
         WIDENING=options.antialias, ALIGN=options.align_corners, JACOBIAN=jacobian, PLACES=_places(options),
         **_common(images, tile, last),
@@ -380,6 +378,11 @@ def _filling(options: Options) -> int:
 def _scale(options: Options) -> int:
     """The bits of the Gaussian's width: a float would arrive in single precision."""
     return struct.unpack("<q", struct.pack("<d", options.sigma if options.mode == "gaussian" else 1.0))[0]
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device, channels_last: bool) -> Tensor:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(tuple(shape), dtype=dtype, device=device, memory_format=layout)
 
 
 def _innermost(tensor: Tensor) -> bool:
