@@ -189,20 +189,25 @@ def test_inductor(impl, generator):
 
 
 @pytest.mark.parametrize("impl", INDUCTOR)
-def test_inductor_makes_one_graph_for_many_sizes(impl, generator):
-    """Batch, boxes and image, forward and backward, without recompiling; all different at first, as above."""
-    compilations = 0  # until the first call has been served: the compiler may start over
-    counter = CompileCounterWithBackend("inductor")
-    compiled = torch.compile(lambda i, b: crop(i, b, SIZE, impl=impl).square().sum(), fullgraph=True, dynamic=True,
-                             backend=counter)  # fmt: skip
-    for count, several, height, width in [(6, 3, 8, 9), (5, 7, 12, 7), (3, 6, 5, 17)]:
-        i = torch.rand(count, 2, height, width, generator=generator, dtype=f64, requires_grad=True)
-        b = boxes(generator, count, several).requires_grad_()
-        expected, result = crop(i, b, SIZE, impl=impl).square().sum(), compiled(i, b)
-        compilations = compilations or counter.frame_count
-        agree(result, expected, 1e-13)
-        agree(torch.autograd.grad(result, (i, b)), torch.autograd.grad(expected, (i, b)), 1e-12)
-    assert counter.frame_count == compilations > 0
+@pytest.mark.parametrize("cached", [False, True])
+def test_inductor_makes_one_graph_for_many_sizes(impl, cached, monkeypatch, tmp_path, generator):
+    """Batch, boxes and image, forward and backward; also where the code comes from a file, with the guards kept there."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    for _ in range(1 + cached):
+        torch._dynamo.reset()
+        compilations = 0  # until the first call has been served: the compiler may start over
+        counter = CompileCounterWithBackend("inductor")
+        compiled = torch.compile(lambda i, b: crop(i, b, SIZE, impl=impl).square().sum(), fullgraph=True, dynamic=True,
+                                 backend=counter)  # fmt: skip
+        # All different at first, as above.
+        for count, several, height, width in [(6, 3, 8, 9), (5, 7, 12, 7), (3, 6, 5, 17)]:
+            i = torch.rand(count, 2, height, width, generator=generator, dtype=f64, requires_grad=True)
+            b = boxes(generator, count, several).requires_grad_()
+            expected, result = crop(i, b, SIZE, impl=impl).square().sum(), compiled(i, b)
+            compilations = compilations or counter.frame_count
+            agree(result, expected, 1e-13)
+            agree(torch.autograd.grad(result, (i, b)), torch.autograd.grad(expected, (i, b)), 1e-12)
+        assert counter.frame_count == compilations > 0
 
 
 class Glimpse(torch.nn.Module):
