@@ -143,7 +143,7 @@ def tangent(
     def function(b: Tensor) -> Tensor:
         return crop(images, b, index, size, options)
 
-    if in_transform():
+    if in_transform() or torch.compiler.is_compiling():
         # Expanded boxes share their memory, which forward mode cannot write to.
         return torch.func.jvp(function, (boxes.clone(),), (d_boxes.to(boxes.dtype).clone(),))[1]
     if torch.is_inference_mode_enabled():  # no graph can be had there, and none of its tensors may enter one
