@@ -1,6 +1,7 @@
 """Writes docs/transforms.md: what every transform gives with every implementation, measured against plain autograd.
 
-`python tests/transforms_table.py` measures it, in minutes, and `test_transforms_table` compares the page with that. An
+`python tests/transforms_table.py` measures it, in minutes, and `test_transforms_table` compares the page with that; the
+column of triton with `TRITON_INTERPRET=1 python tests/transforms_table.py triton`, in some eight minutes. An
 entry is "yes" if all numbers agree with plain autograd of plain PyTorch, else it is the error that is raised; numbers
 that are wrong, zeros above all, end the run. What is compiled runs in a process of its own, which a failed compilation
 may leave in disorder.
@@ -403,7 +404,7 @@ What each transform gives with each implementation (`impl=`; without it, `cpu` o
 **yes**: every number agrees with plain autograd of plain PyTorch, one `torch.autograd.grad` after another, to 1e-10 in
 float64. Everything else raises: nothing is a silent zero. The crop is that of one image (C, H, W) at one box where no
 batch is named, by images and boxes at once, `mode="bicubic"` with a constant outside. No crop draws random numbers, so
-`randomness` of `vmap` has no effect.
+`randomness` of `vmap` has no effect. The kernels of `triton` ran in Triton's interpreter, not on a GPU.
 
 """
 _TAIL = """
@@ -445,7 +446,6 @@ if __name__ == "__main__":
         print(json.dumps(one_compiled(*sys.argv[2:])))
     else:
         kept = parsed(PAGE.read_text()) if PAGE.exists() else {}  # what was measured on other machines
-        found = {
-            impl: {**eager(impl), **{name: in_a_new_process(impl, name) for name in COMPILED}} for impl in on_cpu()
-        }
+        wanted = sys.argv[1:] or on_cpu()
+        found = {impl: {**eager(impl), **{name: in_a_new_process(impl, name) for name in COMPILED}} for impl in wanted}
         PAGE.write_text(document({**kept, **found}))
