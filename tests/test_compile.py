@@ -288,7 +288,7 @@ def test_inductor_with_owners(impl, row, generator):
 
 
 @pytest.mark.parametrize("impl", INDUCTOR)
-@pytest.mark.parametrize("what", ["jacobian", "coverage", "box"])
+@pytest.mark.parametrize("what", [pytest.param("jacobian", marks=pytest.mark.slow), "coverage", "box"])
 def test_inductor_compiles_the_rest(impl, what, generator):
     """`crop_with_jacobian`, `coverage`, and a module that learns its box."""
     i = image(generator)
