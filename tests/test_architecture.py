@@ -33,9 +33,9 @@ ARROWS = {
     "_impl.triton": {"_impl.triton"},
     "_impl.triton.launch": {"_impl.triton", "_options"},
     "_impl.triton.config": {"_filters", "_options"},
-    "_impl.triton.plan": {"_impl.triton.filters"},
+    "_impl.triton.plan": {"_impl.triton.filters", "_impl.triton.config"},
     "_impl.triton.filters": {"_filters"},
-    "_impl.triton.resample": set(),
+    "_impl.triton.resample": {"_impl.triton.config"},
     "_flops": {"_filters"},
     "_axis": {"_filters", "_lattice", "_options"},
     "_lattice": {"_filters", "_context"},
@@ -46,7 +46,7 @@ ARROWS = {
     # Written by the build: what it found.
     "_build_info": set(),
 }
-LEAVES = {"_boxes", "_context", "_filters", "_options", "_impl", "_impl.cpu", "_impl.triton.resample"}
+LEAVES = {"_boxes", "_context", "_filters", "_options", "_impl", "_impl.cpu"}
 # Only these may know torch's operators, and only this one the compiled library.
 FACES = {"_ops", "_flops", "_impl.cpu", "_sharding"}
 

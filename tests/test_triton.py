@@ -272,9 +272,26 @@ def test_turns_change_nothing(indexed, generator, launch, monkeypatch):
     assert torch.equal(parts[2], whole[2])
 
 
+def test_indices_of_any_strides(generator):
+    images, boxes = rand(3, 1, *SHAPE, generator=generator).to(DEVICE), some(generator)
+    columns = torch.tensor([[1, 7], [0, 7], [2, 7]], device=DEVICE)
+    for index in (columns[:, 0], columns[:1, 0].expand(3)):
+        assert not index.is_contiguous()
+        opts = Options("bilinear", True, "zeros")
+        agree(*both(images, boxes, index, SIZE, opts))
+
+
+@pytest.mark.parametrize("name", ["crop_grad_boxes", "crop_jacobian"])
+def test_nearest_has_no_derivative_here_either(name):
+    images, boxes = torch.rand(1, 1, 4, 4, device=DEVICE), torch.tensor([[0.0, 0, 4, 4]], device=DEVICE)
+    arguments = (images, boxes, None) if name == "crop_grad_boxes" else (boxes, None, [4, 4])
+    with pytest.raises(ValueError, match="no derivative by the box"):
+        getattr(torch.ops.diffcrop, name).triton(images, *arguments, *Options("nearest"))
+
+
 def test_more_boxes_than_are_looked_at_together(generator, launch, monkeypatch):
     """Boxes of an image are looked through a block at a time; those that touch no pixel of a tile are left out."""
-    monkeypatch.setattr(config, "BOXES", 4)
+    monkeypatch.setattr(config, "BOXES", (4, 4))
     low = torch.rand(14, 2, generator=generator, dtype=f64) * torch.tensor([44.0, 8.0]) - torch.tensor([2.0, 1.0])
     boxes = torch.cat([low, low + 3.3], 1).to(DEVICE)
     index = torch.randint(0, 2, (14,), generator=generator).to(DEVICE)
@@ -329,7 +346,7 @@ def test_images_of_more_than_2_31_elements():
     images = torch.zeros(1, 1, 2, 2**31 + 5 - 2**30, dtype=torch.uint8, device=DEVICE)
     images[..., -8:] = 200
     end = float(images.shape[-1])
-    result = crop(images, torch.tensor([end - 8, 0.0, end, 2.0], dtype=f64, device=DEVICE), (2, 8), impl="triton")
+    result = crop(images, torch.tensor([end - 8, 0.0, end, 2.0], dtype=f64, device=DEVICE), (2, 8), antialias=False)
     assert (result == 200).all()
 
 
@@ -434,6 +451,13 @@ def test_a_graph_can_be_captured(indexed, generator):
 # --- what can be said without running ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (5, 1), (2, 2), (2, 7), (3, 3), (4, 9)])
+def test_edges(size):
+    assert config.edges(size) == sum(
+        y in (0, size[0] - 1) or x in (0, size[1] - 1) for y in range(size[0]) for x in range(size[1])
+    )
+
+
 @pytest.mark.parametrize("slopes", [False, True])
 @pytest.mark.parametrize("last", [False, True])
 def test_tiles(last, slopes):
@@ -502,7 +526,7 @@ POINTERS = {
     "to_offset": "i32", "to_weights": SUM, "to_places": "i32", "places": "i32", "fill": SUM, "invalid": IMAGE,
     "out": IMAGE, "grad": IMAGE, "order": "i64", "bounds": "i64", "parts": SUM,
 }
-how = config.Planning()
+how = config.planning(100)
 accumulate = tl.float64 if SUM == "fp64" else tl.float32
 common = {"ACCUMULATE": accumulate, "WIDE": False, "ALIGN": False, "WIDENING": True, "INDEXED": not ONES, "BOXES": 128}
 done = 0
@@ -542,7 +566,8 @@ for last in (False, True):
                 compile_(resample.box_kernel, FILL=1, PLACES=places, JACOBIAN=jacobian, **halved)
             POINTERS["out"] = IMAGE
         if places != resample.WRAPPED:
-            compile_(resample.grad_images_kernel, PLACES=places, ADD=True, **shape)
+            compile_(resample.grad_images_kernel, PLACES=places, INNER=True, ADD=True, **shape)
+    compile_(resample.grad_edges_kernel, ADD=True, **shape)
     POINTERS["fill"] = IMAGE
     compile_(resample.nearest_kernel, FILL=1, **shape)
     POINTERS["fill"] = SUM
@@ -567,4 +592,4 @@ def test_kernels_compile(target, image, sums, cases, ones, tmp_path):
     """To machine code, with no GPU at hand: the interpreter forgives much that the compiler does not."""
     code = COMPILED.replace("TARGET", repr(target)).replace("IMAGE", repr(image)).replace("SUM", repr(sums))
     code = code.replace("CASES", repr(cases)).replace("ONES", repr(ones))
-    assert run(code, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path)) == len(cases) + 2 + 2 * 9 + 1
+    assert run(code, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path)) == len(cases) + 2 + 2 * 10 + 1

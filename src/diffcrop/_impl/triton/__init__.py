@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from typing import Any
@@ -46,6 +47,12 @@ def _look() -> str | None:
         return "the package triton is not installed (PyTorch's builds for GPUs on Linux bring it along)"
     if not interpreted() and not torch.cuda.is_available():
         return "PyTorch sees no GPU (torch.cuda.is_available() is False)"
+    if not interpreted():
+        # Triton compiles a helper of its own the first time, with the system's C compiler, and may find none.
+        try:
+            importlib.import_module("triton").runtime.driver.active.get_current_device()
+        except Exception as error:  # whatever its driver or the compiler raises
+            return f"Triton cannot start ({error})"
     return None
 
 

@@ -13,13 +13,21 @@ from diffcrop._options import Options
 
 # Bytes of tables that a call may take beside its results; more boxes are worked off in turns.
 BUDGET = 64 * 2**20
-# Boxes of an image that are looked through together, for those that touch a tile.
-BOXES = 128
+# Arguments of kernels that are compiled as they come, not anew where one is 1 or a multiple of 16: sizes vary.
+AS_THEY_COME = (
+    *("rows", "images", "per_image", "channels", "in_y", "in_x", "out_y", "out_x", "scale_bits", "edges"),
+    *("capacity_y", "capacity_x", "to_capacity_y", "to_capacity_x"),
+)
+# Boxes of an image that are looked through together, for those that touch a tile: few kinds, each is compiled.
+BOXES = (16, 128)
+# Parts of a box gradient that are summed at a time.
+PARTS = 1024
 # The numbers of a tile: eight for each thread of four warps; derivatives keep three sums for each instead of one.
 _NUMBERS, _NUMBERS_OF_SLOPES = 1024, 512
 _WARPS = 4
 _MOST_TAPS = 16
 _WIDEST = 32
+_MOST_OUTPUTS = 64
 _MOST_CHANNELS = 64
 
 
@@ -38,13 +46,28 @@ class Tile:
         return math.ceil(size[0] / self.rows) * math.ceil(size[1] / self.columns) * math.ceil(channels / self.channels)
 
 
+def edges(size: tuple[int, int]) -> int:
+    """How many pixels of an image lie at its edges."""
+    return size[0] * size[1] - max(size[0] - 2, 0) * max(size[1] - 2, 0)
+
+
 @dataclass(frozen=True)
 class Planning:
     """What one program of a planning kernel makes: ``block`` runs, ``taps`` weights of each at a time."""
 
-    block: int = 64
-    taps: int = 4
+    block: int
+    taps: int
     warps: int = _WARPS
+
+
+def planning(runs: int) -> Planning:
+    """For axes of so many runs at most: few kinds, each is compiled."""
+    return Planning(16, 16) if runs <= 16 else Planning(64, 4)
+
+
+def together(boxes: int) -> int:
+    """How many boxes are looked through together."""
+    return BOXES[0] if boxes <= BOXES[0] else BOXES[1]
 
 
 def power(n: float) -> int:
@@ -75,8 +98,9 @@ def tile(size: tuple[int, int], channels: int, taps: int, last: bool, slopes: bo
     """``last``: channels are the innermost dimension in memory, so that neighbouring threads should share a pixel."""
     numbers = (_NUMBERS_OF_SLOPES if slopes else _NUMBERS) // taps
     together = min(power(channels), _MOST_CHANNELS if last else 4, numbers)
+    # Fewer outputs than threads: then each thread loads what an output needs, and nothing passes through shared memory.
     columns = min(power(size[1]), _WIDEST, numbers // together)
-    rows = min(power(size[0]), numbers // together // columns)
+    rows = min(power(size[0]), numbers // together // columns, max(_MOST_OUTPUTS // columns, 1))
     together = min(power(channels), numbers // rows // columns)
     return Tile(rows, columns, taps, together)
 

@@ -146,11 +146,23 @@ def crop_grad_images(
                 known, order = torch.sort(owners, stable=True)
                 bounds = torch.searchsorted(known, torch.arange(count + 1, device=grad.device, dtype=known.dtype))
             pulled = grad[part]
+            border = padding_mode == "border"
             resample.grad_images_kernel[(count * programs,)](
                 pulled, order, bounds, runs.hull, start, length, offset, weights, places, out, rows // count,
                 channels, out_y, out_x, in_y, in_x, *capacity, *pulled.stride(), *out.stride(),
-                INDEXED=owners is not None, ADD=turn > 0, PLACES=resample.LISTED if listed else resample.FORWARD,
-                BOXES=min(config.power(mine.shape[0]), config.BOXES), **_common(pulled, tile, last),
+                INDEXED=owners is not None, INNER=border, ADD=turn > 0,
+                PLACES=resample.LISTED if listed else resample.FORWARD, BOXES=config.together(mine.shape[0]),
+                **_common(pulled, tile, last),
+            )  # fmt: skip
+            if not border:
+                continue
+            readers, edges = config.tile((out_y, out_x), channels, 1, last), config.edges((in_y, in_x))
+            options_of = _common(pulled, readers, last)
+            options_of.pop("TAPS")
+            resample.grad_edges_kernel[(count * edges * triton.cdiv(channels, readers.channels),)](
+                pulled, order, bounds, runs.hull, start, length, offset, weights, out, rows // count, channels,
+                in_y, in_x, edges, *capacity, *pulled.stride(), *out.stride(), INDEXED=owners is not None,
+                ADD=turn > 0, BOXES=config.together(mine.shape[0]), **options_of,
             )  # fmt: skip
     return out.to(grad.dtype)
 
@@ -168,7 +180,7 @@ def crop_grad_boxes(
     align_corners: bool,
 ) -> Tensor:
     """``<grad, d crop / d box>`` (R, 4)."""
-    options = Options(mode, antialias, padding_mode, tuple(fill), sigma, align_corners)
+    options = _differentiable(Options(mode, antialias, padding_mode, tuple(fill), sigma, align_corners))
     out = torch.empty(boxes.shape, dtype=boxes.dtype, device=boxes.device)
     if out.numel() == 0:
         return out
@@ -188,8 +200,8 @@ def crop_grad_boxes(
                 runs.sounds,
                 out[part],
                 programs,
-                BLOCK=min(config.power(max(programs, 1)), 256),
-                num_warps=4,
+                BLOCK=min(config.power(max(programs, 1)), config.PARTS),
+                num_warps=8,
                 enable_fp_fusion=True,
             )
     return out
@@ -208,7 +220,7 @@ def crop_jacobian(
     align_corners: bool,
 ) -> Tensor:
     """``d crop / d box`` (R, C, h, w, 4)."""
-    options = Options(mode, antialias, padding_mode, tuple(fill), sigma, align_corners)
+    options = _differentiable(Options(mode, antialias, padding_mode, tuple(fill), sigma, align_corners))
     rows, channels = boxes.shape[0], images.shape[1]
     out = images.new_empty((rows, channels, *size, 4), dtype=result_dtype(images.dtype, mode))
     if out.numel() == 0:
@@ -262,7 +274,7 @@ def _plan(
         sounds=torch.empty((rows,), dtype=torch.int32, device=device),
         slopes=torch.empty((rows, 2), dtype=torch.float64, device=device),
     )
-    how = config.Planning()
+    how = config.planning(max(size))
     plan.forward_runs[(rows * 2 * triton.cdiv(max(size), how.block),)](
         boxes.contiguous(), owners, count, runs.start, runs.count, runs.offset, runs.share, runs.weights, runs.hull,
         runs.sounds, runs.slopes, rows, out_y, out_x, in_y, in_x, *capacity, _scale(options),
@@ -284,7 +296,7 @@ def _transposed(
     start, count, offset = torch.empty((3, rows, in_y + in_x), dtype=torch.int32, device=device).unbind()
     weights = torch.empty((rows, sum(capacity)), dtype=runs.weights.dtype, device=device)
     places = torch.empty((rows, sum(capacity)), dtype=torch.int32, device=device) if listed else start
-    how = config.Planning()
+    how = config.planning(max(shape))
     plan.transposed_runs[(rows * 2 * triton.cdiv(max(shape), how.block),)](
         boxes.contiguous(), runs.sounds, runs.start, runs.count, runs.offset, runs.weights, runs.hull, start, count,
         offset, weights, places, out_y, out_x, in_y, in_x, *runs.capacity, *capacity, _scale(options),
@@ -310,6 +322,7 @@ def _turns(
 
     ``programs`` per box. Without an index all boxes of a call are one turn, or get one.
     """
+    index = None if index is None else index.contiguous()
     each = orders * sum(_capacity(config.forward_capacity, size, shape, options)) * sum_dtype(like.dtype).itemsize
     if transposed:
         listed = 4 if options.padding_mode in _PERIODIC else 0
@@ -331,7 +344,7 @@ def _capacity(bound: Any, size: Sequence[int], shape: Sequence[int], options: Op
     if sum(capacity) > 2**31 - 1:
         raise ValueError(
             f"impl='triton' needs more than 2**31 weights for a crop of {tuple(size)} from an image of {tuple(shape)} "
-            f"with padding_mode={options.padding_mode!r}; use 'border', a smaller size, or impl='reference'"
+            f"with padding_mode={options.padding_mode!r} and antialias={options.antialias}; use impl='reference'"
         )
     return capacity
 
@@ -356,6 +369,12 @@ def _farthest(tensor: Tensor) -> int:
     return sum((n - 1) * stride for n, stride in zip(tensor.shape[1:], tensor.stride()[1:], strict=True))
 
 
+def _differentiable(options: Options) -> Options:
+    if options.mode == "nearest":
+        raise ValueError("mode='nearest' has no derivative by the box; choose another mode")
+    return options
+
+
 def _places(options: Options) -> Any:
     return resample.WRAPPED if options.padding_mode == "circular" else resample.FORWARD
 
@@ -367,12 +386,17 @@ def _fill(options: Options, like: Tensor) -> Tensor:
         return torch.empty((1,), dtype=dtype, device=like.device)
     if like.dtype == torch.bool:
         dtype = torch.uint8
-    fills = [torch.full((1,), value, dtype=dtype, device=like.device) for value in options.fill]
+    fills = [torch.full((1,), value, dtype=dtype, device=like.device) for value in _values(options)]
     return torch.cat(fills) if len(fills) > 1 else fills[0]
 
 
 def _filling(options: Options) -> int:
-    return 0 if not any(options.fill) else min(len(options.fill), 2)
+    return 0 if not any(options.fill) else min(len(_values(options)), 2)
+
+
+def _values(options: Options) -> tuple[float, ...]:
+    """One for all channels where they are the same."""
+    return options.fill if len(set(options.fill)) > 1 else options.fill[:1]
 
 
 def _scale(options: Options) -> int:

@@ -18,6 +18,7 @@ get ``stride`` weights each, which is what the box's filter reaches; others get 
 import triton
 import triton.language as tl
 
+from .config import AS_THEY_COME
 from .filters import INFINITY, SLACK, clamp, lattice_sum, reach_of, support, tap
 
 # Beyond this a box counts as infinite.
@@ -97,7 +98,7 @@ def stride_of(margin, pixels):
     return tl.minimum(tl.floor(2 * margin) + 1, pixels.to(tl.float64)).to(tl.int32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=AS_THEY_COME)
 def forward_runs(
     boxes,
     index,
@@ -371,7 +372,7 @@ def readers(start, count, k, n, mirrored):
     return tl.where(mirrored, n - end, begin), tl.where(mirrored, n - begin, end)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=AS_THEY_COME)
 def transposed_runs(
     boxes,
     sounds,

@@ -15,6 +15,8 @@ are the innermost dimension in memory (``LAST``), and the first one elsewhere.
 import triton
 import triton.language as tl
 
+from .config import AS_THEY_COME
+
 FORWARD = tl.constexpr(0)
 WRAPPED = tl.constexpr(1)
 LISTED = tl.constexpr(2)
@@ -142,7 +144,7 @@ def product(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=AS_THEY_COME)
 def crop_kernel(
     images,
     index,
@@ -212,7 +214,7 @@ def crop_kernel(
     tl.store(out + r * to_r + at, result.to(out.dtype.element_ty), mask=flat(there, LAST) & flat_channel(c_there, LAST))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=AS_THEY_COME)
 def nearest_kernel(
     images,
     index,
@@ -281,7 +283,7 @@ def touching(hull, r, candidate, y0, y1, x0, x1):
     return candidate & (top < y1) & (bottom > y0) & (left < x1) & (right > x0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=AS_THEY_COME)
 def grad_images_kernel(
     grad,
     order,
@@ -310,6 +312,7 @@ def grad_images_kernel(
     to_y,
     to_x,
     INDEXED: tl.constexpr,
+    INNER: tl.constexpr,
     ADD: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     PLACES: tl.constexpr,
@@ -323,8 +326,8 @@ def grad_images_kernel(
 ):
     """One tile of one image's gradient: the boxes of the image in their order, those left out that do not touch it.
 
-    With ``INDEXED``, ``order`` lists boxes by their image and ``bounds`` where each image's begin. ``ADD``: to what is
-    there.
+    With ``INDEXED``, ``order`` lists boxes by their image and ``bounds`` where each image's begin. ``INNER``: all but
+    the pixels at the edges. ``ADD``: to what is there.
     """
     tiles = tl.cdiv(in_y, TILE_Y) * tl.cdiv(in_x, TILE_X)
     groups = tl.cdiv(channels, CHANNELS)
@@ -333,6 +336,8 @@ def grad_images_kernel(
     b = tl.program_id(0) // tiles // groups
     y, x = tile_of(tile, in_x, TILE_Y, TILE_X)
     there = (y < in_y) & (x < in_x)
+    if INNER:
+        there &= (y > 0) & (y < in_y - 1) & (x > 0) & (x < in_x - 1)
     c = group * CHANNELS + tl.arange(0, CHANNELS)
     c_there = c < channels
     if LAST:
@@ -368,6 +373,104 @@ def grad_images_kernel(
     if ADD:
         total += tl.load(target, mask=mask, other=0).to(ACCUMULATE)
     tl.store(target, total.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=AS_THEY_COME)
+def grad_edges_kernel(
+    grad,
+    order,
+    bounds,
+    hull,
+    start,
+    count,
+    offset,
+    weights,
+    out,
+    per_image,
+    channels,
+    in_y,
+    in_x,
+    edges,
+    capacity_y,
+    capacity_x,
+    stride_r,
+    stride_c,
+    stride_y,
+    stride_x,
+    to_b,
+    to_c,
+    to_y,
+    to_x,
+    INDEXED: tl.constexpr,
+    ADD: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    LAST: tl.constexpr,
+    WIDE: tl.constexpr,
+    TILE_Y: tl.constexpr,
+    TILE_X: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BOXES: tl.constexpr,
+):
+    """`grad_images_kernel` for one of the ``edges`` pixels of an image, which under border padding all outputs beside
+    the image read: threads share the outputs, where elsewhere they share the pixels.
+    """
+    groups = tl.cdiv(channels, CHANNELS)
+    e = tl.program_id(0) % edges
+    group = tl.program_id(0) // edges % groups
+    b = tl.program_id(0) // edges // groups
+    # The first and the last row, then the ends of the rows between.
+    rest = e - in_x * tl.minimum(in_y, 2)
+    ends = tl.minimum(in_x, 2)
+    y = tl.where(rest >= 0, 1 + rest // ends, tl.where(e < in_x, 0, in_y - 1))
+    x = tl.where(rest >= 0, rest % ends * (in_x - 1), e % in_x)
+    c = group * CHANNELS + tl.arange(0, CHANNELS)
+    c_there = c < channels
+    channel = by_channel(c.to(tl.int64) * stride_c if WIDE else c * stride_c, LAST)
+    if LAST:
+        total = tl.zeros([TILE_Y, TILE_X, CHANNELS], dtype=ACCUMULATE)
+    else:
+        total = tl.zeros([CHANNELS, TILE_Y, TILE_X], dtype=ACCUMULATE)
+    first = tl.load(bounds + b).to(tl.int32) if INDEXED else b * per_image
+    last = tl.load(bounds + b + 1).to(tl.int32) if INDEXED else (b + 1) * per_image
+    for i0 in range(first, last, BOXES):
+        i = i0 + tl.arange(0, BOXES)
+        candidate = i < last
+        boxes = tl.load(order + i, mask=candidate, other=0).to(tl.int64) if INDEXED else i.to(tl.int64)
+        touches = touching(hull, boxes, candidate, y, y + 1, x, x + 1)
+        following = tl.min(tl.where(touches, i, last), axis=0)
+        while following < last:
+            r = tl.load(order + following).to(tl.int64) if INDEXED else following.to(tl.int64)
+            runs_y = r * (in_y + in_x) + y
+            runs_x = r * (in_y + in_x) + in_y + x
+            table_y = weights + r * tl.cast(capacity_y + capacity_x, tl.int64) + tl.load(offset + runs_y)
+            table_x = weights + r * tl.cast(capacity_y + capacity_x, tl.int64) + capacity_y + tl.load(offset + runs_x)
+            begin_y = tl.load(start + runs_y)
+            begin_x = tl.load(start + runs_x)
+            length_y = tl.load(count + runs_y)
+            length_x = tl.load(count + runs_x)
+            for s0 in range(0, length_y, TILE_Y):
+                s = s0 + tl.arange(0, TILE_Y)
+                weight_y = tl.load(table_y + s, mask=s < length_y, other=0)
+                row = begin_y + s
+                line = (row.to(tl.int64) * stride_y if WIDE else row * stride_y)[:, None]
+                for t0 in range(0, length_x, TILE_X):
+                    t = t0 + tl.arange(0, TILE_X)
+                    weight_x = tl.load(table_x + t, mask=t < length_x, other=0)
+                    column = begin_x + t
+                    place = line + (column.to(tl.int64) * stride_x if WIDE else column * stride_x)[None, :]
+                    live = (s < length_y)[:, None] & (t < length_x)[None, :]
+                    pulled = tl.load(
+                        grad + r * stride_r + by_tap(place, LAST) + channel,
+                        mask=by_tap(live, LAST) & by_channel(c_there, LAST),
+                        other=0,
+                    )
+                    total += by_tap(weight_y[:, None] * weight_x[None, :], LAST) * pulled.to(ACCUMULATE)
+            following = tl.min(tl.where(touches & (i > following), i, last), axis=0)
+    result = tl.sum(tl.sum(total, axis=0), axis=0) if LAST else tl.sum(tl.sum(total, axis=2), axis=1)
+    target = out + b.to(tl.int64) * to_b + y.to(tl.int64) * to_y + x.to(tl.int64) * to_x + c.to(tl.int64) * to_c
+    if ADD:
+        result += tl.load(target, mask=c_there, other=0).to(ACCUMULATE)
+    tl.store(target, result.to(out.dtype.element_ty), mask=c_there)
 
 
 @triton.jit
@@ -479,7 +582,7 @@ def fraction_of(j, n, ACCUMULATE: tl.constexpr, ALIGN: tl.constexpr):
         return (j + 0.5) / (n + tl.zeros_like(j))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=AS_THEY_COME)
 def box_kernel(
     grad,
     images,
@@ -580,7 +683,7 @@ def box_kernel(
         tl.store(target + 3, tl.sum(tl.sum(tl.where(mask, g * y1, 0), axis=1), axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count",))
 def sum_kernel(parts, sounds, out, count, BLOCK: tl.constexpr):
     """The gradient of one box: its ``parts`` (R, count, 4) summed in a fixed order."""
     r = tl.program_id(0).to(tl.int64)
