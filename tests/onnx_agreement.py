@@ -93,15 +93,31 @@ def table(align_corners=False):
     return "\n".join(lines)
 
 
-TEXT = """# ONNX
+TEXT = """# Export
+
+## ONNX
+
+It needs the packages onnx and onnxscript, and onnxruntime to run the result: the extra `onnx`.
 
 ```python
+import onnxruntime
+import torch
+import diffcrop
+
+model, images = diffcrop.nn.Crop(16), torch.rand(1, 3, 48, 64)
+boxes = torch.tensor([[[4.0, 8, 40, 44], [0, 0, 64, 48]]])
 several = torch.export.Dim("several")
-torch.onnx.export(model.eval(), (images, boxes), "model.onnx", dynamo=True, dynamic_shapes=({{}}, {{0: several}}))
+torch.onnx.export(model.eval(), (images, boxes), "model.onnx", dynamo=True, dynamic_shapes=({{}}, {{1: several}}))
+
+session = onnxruntime.InferenceSession("model.onnx")
+three = torch.rand(1, 3, 4) * 40
+(crops,) = session.run(None, {{"images": images.numpy(), "boxes": three.numpy()}})
+print(abs(crops - model(images, three).numpy()).max())
 ```
 
 exports a model with a crop in it as a graph of standard operators, those of the reference. The size of the crops is
-fixed; the number of boxes and of images may change.
+fixed; the numbers of boxes and of images, and the size of the images, may change where `dynamic_shapes` says so. There
+must be **at least one box**: with none, onnxruntime divides by the number of boxes (Einsum) and the process ends.
 
 The largest difference between onnxruntime {onnxruntime} and eager mode of torch {torch}, images in [0, 1], and the
 number of nodes of a crop. The boxes are {boxes}, among them mirrored and empty ones, ones 10^16 pixels wide, NaN and
@@ -109,6 +125,12 @@ infinite ones; of other images and in another number than in the export.
 Written by `python tests/onnx_agreement.py docs/onnx.md`.
 
 {table}
+
+## torch.export
+
+`torch.export.export` keeps the crop as one operator, `diffcrop::crop`, with its kernels and its gradients. Import
+diffcrop before `torch.export.load`, which must find the operator. For ONNX export the model itself, not such a program,
+or name `impl="reference"` in it.
 """
 
 

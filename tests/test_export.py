@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -147,3 +149,13 @@ def test_the_table_in_the_documents():
     assert len(errors) == len([*MODES, "nearest"]) * len(PADDINGS)
     assert 0 < max(errors) <= 1e-5
     assert f"The boxes are {len(BOXES)}," in text
+
+
+def test_the_code_in_the_documents(tmp_path, monkeypatch, capsys):
+    """It runs, with another number of boxes than it was exported with."""
+    text = (Path(__file__).parents[1] / "docs" / "onnx.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], {})
+    assert float(capsys.readouterr().out.splitlines()[-1]) < 1e-5

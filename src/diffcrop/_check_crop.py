@@ -139,10 +139,10 @@ def shards(images: Any, boxes: Any, batch_index: Any, axes: int) -> None:
         if isinstance(value, (list, tuple)):
             raise TypeError(f"lists are for plain tensors, got DTensors and a list of {name}; pass one DTensor")
         if value is not None and not is_sharded(value):
-            mesh = next(t.device_mesh for t in tensors.values() if is_sharded(t))
+            mesh = next(f"{other}.device_mesh" for other, t in tensors.items() if is_sharded(t))
             raise TypeError(
-                f"{name} must be a DTensor as the others are, got {_check.describe(value)}; make one on their mesh "
-                f"{mesh}: torch.distributed.tensor.distribute_tensor({name}, mesh, [Replicate()] * mesh.ndim)"
+                f"{name} must be a DTensor as the others are, got {_check.describe(value)}; make one on their mesh: "
+                f"torch.distributed.tensor.distribute_tensor({name}, {mesh}, [Replicate()] * {mesh}.ndim)"
             )
         if value is not None and value.device_mesh != images.device_mesh:
             raise ValueError(
@@ -190,7 +190,8 @@ def same_device(images: Tensor, boxes: Tensor, batch_index: Tensor | None) -> No
         )
     if batch_index is not None and batch_index.device != images.device:
         raise ValueError(
-            f"images and batch_index must be on the same device, got {images.device} and {batch_index.device}"
+            f"images and batch_index must be on the same device, got {images.device} and {batch_index.device}; "
+            f"move one with batch_index.to({str(images.device)!r})"
         )
 
 

@@ -46,7 +46,10 @@ def _look() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed (PyTorch's builds for GPUs on Linux bring it along)"
     if not interpreted() and not torch.cuda.is_available():
-        return "PyTorch sees no GPU (torch.cuda.is_available() is False)"
+        return (
+            "PyTorch sees no GPU (torch.cuda.is_available() is False); with TRITON_INTERPRET=1 in the environment "
+            "Triton's interpreter runs them on the CPU, very slowly"
+        )
     if not interpreted():
         # Triton compiles a helper of its own the first time, with the system's C compiler, and may find none.
         try:
