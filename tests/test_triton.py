@@ -238,6 +238,13 @@ def test_sizes(shape, size, padding_mode, generator):
         agree(*both(images, boxes, None, size, Options("bicubic", True, padding_mode, (0.0,), 0.5, align)))
 
 
+def test_edge_pixels_that_many_outputs_read(generator):
+    """More than a tile of them, along both axes: the outputs beside the image."""
+    images = rand(1, 1, 3, 4, generator=generator).to(DEVICE)
+    boxes = torch.tensor([[-9.1, -7.2, 2.3, 1.9], [30.2, 1.4, 4.7, 9.3]], dtype=f64, device=DEVICE)
+    agree(*both(images, boxes, torch.tensor([0, 0], device=DEVICE), (9, 70), Options()))
+
+
 @pytest.mark.parametrize(("batch", "channels", "rows"), [(0, 2, 0), (2, 0, 2), (2, 3, 0)])
 def test_nothing_to_do(batch, channels, rows):
     images = torch.rand(batch, channels, *SHAPE, device=DEVICE, requires_grad=True)
@@ -255,13 +262,13 @@ def test_nothing_to_do(batch, channels, rows):
 # --- many boxes -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("indexed", [False, True])
-def test_turns_change_nothing(indexed, generator, launch, monkeypatch):
+@pytest.mark.parametrize(("indexed", "padding_mode"), [(False, "constant"), (True, "constant"), (True, "border")])
+def test_turns_change_nothing(indexed, padding_mode, generator, launch, monkeypatch):
     """Where tables would grow too large, boxes are worked off in turns."""
     images = rand(2, 2, *SHAPE, generator=generator).to(DEVICE)
     boxes = torch.cat([some(generator), some(generator)])
     index = torch.tensor([1, 0, 1, 1, 0, 1], device=DEVICE) if indexed else None
-    opts = Options("bilinear", True, "constant", (0.5,))
+    opts = Options("bilinear", True, padding_mode, (0.5 * (padding_mode == "constant"),))
     grad = rand(6, 2, *SIZE, generator=generator).to(DEVICE)
     whole, theirs = both(images, boxes, index, SIZE, opts, grad)
     each = sum(launch._capacity(config.forward_capacity, SIZE, SHAPE, opts)) * 8
