@@ -38,6 +38,7 @@ def promote(boxes: Tensor) -> Tensor:
 
 
 def promoted_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that boxes of this one are computed in: never below float32."""
     if dtype == torch.float64 or dtype in _TO_FLOAT64:
         return torch.float64
     return torch.float32

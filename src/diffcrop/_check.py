@@ -119,18 +119,22 @@ _COORDS_HINTS = {
 
 
 def box_format(value: Any, name: str = "box_format") -> str:
+    """The name of a box format."""
     return choice(value, name, _boxes.FORMATS, _FORMAT_HINTS)
 
 
 def coords(value: Any, name: str = "coords") -> str:
+    """The name of a coordinate system."""
     return choice(value, name, _boxes.COORDS, _COORDS_HINTS)
 
 
 def to(value: Any) -> str:
+    """Where points go: to the image, or to the crop."""
     return choice(value, "to", ("image", "crop"))
 
 
 def align_corners(value: Any) -> bool:
+    """True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"align_corners must be True or False, got {describe(value)}")
     return value

@@ -178,11 +178,13 @@ def _image_shards(images: Any, boxes: Any, batch_index: Any, axes: int) -> None:
 
 
 def box_count(value: Sequence[Any], count: int) -> None:
+    """A list of boxes has one tensor for each image."""
     if len(value) != count:
         raise ValueError(f"a list of boxes must have one tensor per image, got {len(value)} for {count} images")
 
 
 def same_device(images: Tensor, boxes: Tensor, batch_index: Tensor | None) -> None:
+    """Everything that a crop reads lies on one device."""
     if images.device != boxes.device:
         raise ValueError(
             f"images and boxes must be on the same device, got {images.device} and {boxes.device}; "

@@ -47,24 +47,28 @@ def ensure() -> None:
 
 
 def crop(images: Sequence[int], boxes: Sequence[int], index: Any, size: Sequence[int], *options: Any, **_: Any) -> int:
+    """Both passes, once."""
     return _passes(boxes[0] * images[1], images[2:], size, *options[1:])
 
 
 def crop_grad_images(
     grad: Sequence[int], boxes: Sequence[int], index: Any, image_shape: Sequence[int], *options: Any, **_: Any
 ) -> int:
+    """The transpose of the crop: as much."""
     return _passes(boxes[0] * grad[1], image_shape[2:], grad[2:], *options[1:])
 
 
 def crop_grad_boxes(
     grad: Sequence[int], images: Sequence[int], boxes: Sequence[int], index: Any, *options: Any, **_: Any
 ) -> int:
+    """The derivative by x and that by y."""
     return 2 * _passes(boxes[0] * grad[1], images[2:], grad[2:], *options)
 
 
 def crop_jacobian(
     images: Sequence[int], boxes: Sequence[int], index: Any, size: Sequence[int], *options: Any, **_: Any
 ) -> int:
+    """An image for each number of a box."""
     return 4 * _passes(boxes[0] * images[1], images[2:], size, *options)
 
 

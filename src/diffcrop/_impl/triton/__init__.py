@@ -60,25 +60,28 @@ def _look() -> str | None:
 
 
 def crop(*arguments: Any) -> Tensor:
-    """See `launch.crop`, as what follows."""
+    """See `launch.crop`."""
     from . import launch
 
     return launch.crop(*arguments)
 
 
 def crop_grad_images(*arguments: Any) -> Tensor:
+    """See `launch.crop_grad_images`."""
     from . import launch
 
     return launch.crop_grad_images(*arguments)
 
 
 def crop_grad_boxes(*arguments: Any) -> Tensor:
+    """See `launch.crop_grad_boxes`."""
     from . import launch
 
     return launch.crop_grad_boxes(*arguments)
 
 
 def crop_jacobian(*arguments: Any) -> Tensor:
+    """See `launch.crop_jacobian`."""
     from . import launch
 
     return launch.crop_jacobian(*arguments)

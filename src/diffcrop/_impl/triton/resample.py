@@ -56,11 +56,25 @@ def flat_channel(v, LAST: tl.constexpr):
 
 
 @triton.jit
-def tile_of(tile, out_x, TILE_Y: tl.constexpr, TILE_X: tl.constexpr):
-    """Rows and columns of the outputs of a tile."""
-    across = tl.cdiv(out_x, TILE_X)
+def work_of(size_y, size_x, channels, TILE_Y: tl.constexpr, TILE_X: tl.constexpr, CHANNELS: tl.constexpr):
+    """Of this program: its box or image; rows and columns of its tile, and which there are; its channels, likewise."""
+    across = tl.cdiv(size_x, TILE_X)
+    tiles = tl.cdiv(size_y, TILE_Y) * across
+    groups = tl.cdiv(channels, CHANNELS)
+    tile = tl.program_id(0) % tiles
+    group = tl.program_id(0) // tiles % groups
     o = tl.arange(0, TILE_Y * TILE_X)
-    return (tile // across) * TILE_Y + o // TILE_X, (tile % across) * TILE_X + o % TILE_X
+    y = tile // across * TILE_Y + o // TILE_X
+    x = tile % across * TILE_X + o % TILE_X
+    c = group * CHANNELS + tl.arange(0, CHANNELS)
+    return tl.program_id(0) // tiles // groups, y, x, (y < size_y) & (x < size_x), c, c < channels
+
+
+@triton.jit
+def owner_of(index, r, sound, per_image, INDEXED: tl.constexpr):
+    """The image that box r reads; any, where the box is not sound."""
+    owner = tl.load(index + r).to(tl.int64) if INDEXED else r // per_image
+    return tl.where(sound, owner, 0)
 
 
 @triton.jit
@@ -184,18 +198,10 @@ def crop_kernel(
     CHANNELS: tl.constexpr,
 ):
     """One tile of one crop. ``FILL``: 0 none, 1 one number, 2 one per channel."""
-    tiles = tl.cdiv(out_y, TILE_Y) * tl.cdiv(out_x, TILE_X)
-    groups = tl.cdiv(channels, CHANNELS)
-    tile = tl.program_id(0) % tiles
-    group = tl.program_id(0) // tiles % groups
-    r = (tl.program_id(0) // tiles // groups).to(tl.int64)
+    r, oy, ox, there, c, c_there = work_of(out_y, out_x, channels, TILE_Y, TILE_X, CHANNELS)
+    r = r.to(tl.int64)
     sound = tl.load(sounds + r) != 0
-    owner = tl.load(index + r).to(tl.int64) if INDEXED else r // per_image
-    owner = tl.where(sound, owner, 0)
-    oy, ox = tile_of(tile, out_x, TILE_Y, TILE_X)
-    there = (oy < out_y) & (ox < out_x)
-    c = group * CHANNELS + tl.arange(0, CHANNELS)
-    c_there = c < channels
+    owner = owner_of(index, r, sound, per_image, INDEXED)
     runs_y = r * (out_y + out_x)
     runs_x = runs_y + out_y
     table_y = weights + r * tl.cast(capacity_y + capacity_x, tl.int64)
@@ -244,18 +250,10 @@ def nearest_kernel(
     CHANNELS: tl.constexpr,
 ):
     """One tile of one crop that moves elements of any dtype: a pixel, ``fill``, or ``invalid`` where a box is not."""
-    tiles = tl.cdiv(out_y, TILE_Y) * tl.cdiv(out_x, TILE_X)
-    groups = tl.cdiv(channels, CHANNELS)
-    tile = tl.program_id(0) % tiles
-    group = tl.program_id(0) // tiles % groups
-    r = (tl.program_id(0) // tiles // groups).to(tl.int64)
+    r, oy, ox, there, c, c_there = work_of(out_y, out_x, channels, TILE_Y, TILE_X, CHANNELS)
+    r = r.to(tl.int64)
     sound = tl.load(sounds + r) != 0
-    owner = tl.load(index + r).to(tl.int64) if INDEXED else r // per_image
-    owner = tl.where(sound, owner, 0)
-    oy, ox = tile_of(tile, out_x, TILE_Y, TILE_X)
-    there = (oy < out_y) & (ox < out_x)
-    c = group * CHANNELS + tl.arange(0, CHANNELS)
-    c_there = c < channels
+    owner = owner_of(index, r, sound, per_image, INDEXED)
     runs_y = r * (out_y + out_x) + oy
     runs_x = r * (out_y + out_x) + out_y + ox
     reads = there & (tl.load(count + runs_y, mask=there, other=0) > 0)
@@ -329,17 +327,9 @@ def grad_images_kernel(
     With ``INDEXED``, ``order`` lists boxes by their image and ``bounds`` where each image's begin. ``INNER``: all but
     the pixels at the edges. ``ADD``: to what is there.
     """
-    tiles = tl.cdiv(in_y, TILE_Y) * tl.cdiv(in_x, TILE_X)
-    groups = tl.cdiv(channels, CHANNELS)
-    tile = tl.program_id(0) % tiles
-    group = tl.program_id(0) // tiles % groups
-    b = tl.program_id(0) // tiles // groups
-    y, x = tile_of(tile, in_x, TILE_Y, TILE_X)
-    there = (y < in_y) & (x < in_x)
+    b, y, x, there, c, c_there = work_of(in_y, in_x, channels, TILE_Y, TILE_X, CHANNELS)
     if INNER:
         there &= (y > 0) & (y < in_y - 1) & (x > 0) & (x < in_x - 1)
-    c = group * CHANNELS + tl.arange(0, CHANNELS)
-    c_there = c < channels
     if LAST:
         total = tl.zeros([TILE_Y * TILE_X, CHANNELS], dtype=ACCUMULATE)
     else:
@@ -630,18 +620,10 @@ def box_kernel(
     """One tile of the derivative by the box: ``out`` (R, C, out_y, out_x, 4), or its product with ``grad``, one sum of
     four numbers for each tile and group of channels.
     """
-    tiles = tl.cdiv(out_y, TILE_Y) * tl.cdiv(out_x, TILE_X)
-    groups = tl.cdiv(channels, CHANNELS)
-    tile = tl.program_id(0) % tiles
-    group = tl.program_id(0) // tiles % groups
-    r = (tl.program_id(0) // tiles // groups).to(tl.int64)
+    r, oy, ox, there, c, c_there = work_of(out_y, out_x, channels, TILE_Y, TILE_X, CHANNELS)
+    r = r.to(tl.int64)
     sound = tl.load(sounds + r) != 0
-    owner = tl.load(index + r).to(tl.int64) if INDEXED else r // per_image
-    owner = tl.where(sound, owner, 0)
-    oy, ox = tile_of(tile, out_x, TILE_Y, TILE_X)
-    there = (oy < out_y) & (ox < out_x)
-    c = group * CHANNELS + tl.arange(0, CHANNELS)
-    c_there = c < channels
+    owner = owner_of(index, r, sound, per_image, INDEXED)
     runs = r * (out_y + out_x)
     capacity = tl.cast(capacity_y + capacity_x, tl.int64)
     table = weights + r * capacity
