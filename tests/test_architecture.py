@@ -23,20 +23,20 @@ MODULES = {"diffcrop." + name: importlib.import_module("diffcrop." + name) for n
 # Who may see whom: a name covers its submodules. Whoever is not named here may see no module of the package.
 ARROWS = {
     "__init__": {"_api", "nn"},
-    "_api": {"_api", "_check", "_check_crop", "_boxes", "_ops", "_options", "_sharding", "_context"},
+    "_api": {"_api", "_check", "_check_crop", "_boxes", "_normal", "_ops", "_options", "_sharding", "_context"},
     "_check": {"_boxes", "_context"},
-    "_check_crop": {"_check", "_filters", "_options", "_context"},
-    "_ops": {"_flops", "_impl", "_options", "_context"},
-    "_impl.reference": {"_axis", "_lattice", "_filters", "_options", "_sharding", "_context"},
+    "_check_crop": {"_check", "_filters", "_normal", "_options", "_context"},
+    "_ops": {"_flops", "_impl", "_normal", "_options", "_context"},
+    "_impl.reference": {"_axis", "_lattice", "_filters", "_normal", "_options", "_sharding", "_context"},
     "_sharding": {"_context"},
     "_impl.cpu": set(),
     "_impl.triton": {"_impl.triton"},
-    "_impl.triton.launch": {"_impl.triton", "_options"},
+    "_impl.triton.launch": {"_impl.triton", "_normal", "_options"},
     "_impl.triton.config": {"_filters", "_options"},
     "_impl.triton.plan": {"_impl.triton.filters", "_impl.triton.config"},
     "_impl.triton.filters": {"_filters"},
     "_impl.triton.resample": {"_impl.triton.config"},
-    "_flops": {"_filters"},
+    "_flops": {"_filters", "_normal"},
     "_axis": {"_filters", "_lattice", "_options"},
     "_lattice": {"_filters", "_context"},
     "_context": set(),
@@ -46,7 +46,7 @@ ARROWS = {
     # Written by the build: what it found.
     "_build_info": set(),
 }
-LEAVES = {"_boxes", "_context", "_filters", "_options", "_impl", "_impl.cpu"}
+LEAVES = {"_boxes", "_context", "_filters", "_normal", "_options", "_impl", "_impl.cpu"}
 # Only these may know torch's operators, and only this one the compiled library.
 FACES = {"_ops", "_flops", "_impl.cpu", "_sharding"}
 
@@ -224,8 +224,11 @@ def test_examples_run(example):
     assert not failures, "".join(said)
 
 
+RECORDS = {"CropWithJacobian", "NormalEquations"}
+
+
 # Every function of the package that a user calls has an example, bar those that only answer a question.
-@pytest.mark.parametrize("name", [n for n in PUBLIC if n not in ("CropWithJacobian", "simd_level")] + ["nn.Crop"])
+@pytest.mark.parametrize("name", [n for n in PUBLIC if n not in RECORDS | {"simd_level"}] + ["nn.Crop"])
 def test_public_functions_have_an_example(name):
     assert name in {case.values[0].name.removeprefix("diffcrop.").removeprefix("_api.").split(".", 1)[-1]
                     if "_api" in case.values[0].name else case.values[0].name.removeprefix("diffcrop.")
@@ -301,7 +304,13 @@ def test_choices_are_documented():
         assert default is None or default in choices
 
 
-SHARING = (diffcrop.crop, diffcrop.crop_with_jacobian, diffcrop.coverage, diffcrop.nn.Crop.__init__)
+SHARING = (
+    diffcrop.crop,
+    diffcrop.crop_with_jacobian,
+    diffcrop.normal_equations,
+    diffcrop.coverage,
+    diffcrop.nn.Crop.__init__,
+)
 
 
 @pytest.mark.parametrize("function", SHARING[1:], ids=lambda f: f.__qualname__)

@@ -13,6 +13,7 @@ from importlib import metadata as _metadata
 
 from ._api import (
     CropWithJacobian,
+    NormalEquations,
     boxes_to_theta,
     convert_boxes,
     coverage,
@@ -22,6 +23,7 @@ from ._api import (
     invert_boxes,
     map_boxes,
     map_points,
+    normal_equations,
     simd_level,
     theta_to_boxes,
 )
@@ -35,6 +37,7 @@ except _metadata.PackageNotFoundError:  # a source tree on the path, never insta
 
 __all__ = [
     "CropWithJacobian",
+    "NormalEquations",
     "boxes_to_theta",
     "convert_boxes",
     "coverage",
@@ -45,6 +48,7 @@ __all__ = [
     "map_boxes",
     "map_points",
     "nn",
+    "normal_equations",
     "simd_level",
     "theta_to_boxes",
 ]

@@ -8,6 +8,7 @@ in place of the reduction N / n), and every tap is a multiplication and an addit
     crop, crop_grad_images   once: they are each other's transpose
     crop_grad_boxes          twice: the derivative by x and that by y
     crop_jacobian            four times: one image for each number of a box
+    crop_gram                five times: these and the crop, and the products of all columns
 """
 
 # The formulas have the arguments of the schemas.
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 
+from diffcrop import _normal
 from diffcrop._filters import reach
 
 _registered = False
@@ -72,8 +74,24 @@ def crop_jacobian(
     return 4 * _passes(boxes[0] * images[1], images[2:], size, *options)
 
 
+def crop_gram(
+    images: Sequence[int],
+    boxes: Sequence[int],
+    index: Any,
+    targets: Sequence[int],
+    metric: str,
+    huber: float,
+    *options: Any,
+    **_: Any,
+) -> int:
+    """The crop, an image for each number of a box, and a product for each pair of columns."""
+    n = _normal.columns(metric, 2)
+    planes = boxes[0] * images[1]
+    return 5 * _passes(planes, images[2:], targets[2:], *options) + planes * math.prod(targets[2:]) * n * (n + 1)
+
+
 _FORMULAS: dict[str, Callable[..., int]] = {
-    f.__name__: f for f in (crop, crop_grad_images, crop_grad_boxes, crop_jacobian)
+    f.__name__: f for f in (crop, crop_grad_images, crop_grad_boxes, crop_jacobian, crop_gram)
 }
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from . import _flops
+from . import _flops, _normal
 from ._context import (
     batched,
     functionalized,
@@ -45,6 +45,7 @@ _SCHEMAS = {
     "crop_grad_images": "Tensor grad, Tensor boxes, Tensor? index, SymInt[] image_shape, bool channels_last",
     "crop_grad_boxes": "Tensor grad, Tensor images, Tensor boxes, Tensor? index",
     "crop_jacobian": "Tensor images, Tensor boxes, Tensor? index, SymInt[] size",
+    "crop_gram": "Tensor images, Tensor boxes, Tensor? index, Tensor targets, str metric, float huber",
 }
 # The compiled library's operators, and Triton's, which serve a GPU under both names: a graph that was made on the CPU
 # finds kernels when it is moved there.
@@ -66,6 +67,7 @@ def _operators(name: str) -> dict[str, Any]:
 
 _crop, _crop_grad_images = _operators("crop"), _operators("crop_grad_images")
 _crop_grad_boxes, _crop_jacobian = _operators("crop_grad_boxes"), _operators("crop_jacobian")
+_crop_gram = _operators("crop_gram")
 
 _KERNEL_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 
@@ -143,6 +145,27 @@ def jacobian(
         unit[:, i].fill_(1)  # DTensors have no rule for an assignment
         columns.append(reference.tangent(images, boxes, index, size, options, unit))
     return torch.stack(columns, -1)
+
+
+def gram(
+    images: Tensor,
+    boxes: Tensor,
+    index: Tensor | None,
+    targets: Tensor,
+    metric: str,
+    huber: float,
+    options: Options,
+    impl: str,
+) -> Tensor:
+    """`_normal.products` of the crops, their derivatives by the boxes and ``targets``, in the dtype of sums.
+
+    Without derivatives of its own.
+    """
+    if impl in _crop_gram and impl != "cpu":
+        if not torch.compiler.is_compiling():
+            _flops.ensure()
+        return _crop_gram[impl](_readable(images, options), boxes, index, targets, metric, huber, *options)
+    return reference.gram(images, boxes, index, targets, metric, huber, options)
 
 
 def is_channels_last(images: Tensor) -> bool:
@@ -438,6 +461,11 @@ def _fake_jacobian(images, boxes, index, size, mode, *_):
     return images.new_empty(shape, dtype=result_dtype(images.dtype, mode))
 
 
+def _fake_gram(images, boxes, index, targets, metric, *_):
+    count = _normal.columns(metric, boxes.shape[1] // 2)
+    return images.new_empty((boxes.shape[0], images.shape[1], count, count), dtype=torch.float64)
+
+
 def _setup_crop(impl: str, ctx: Any, inputs: tuple, output: Tensor) -> None:
     images, boxes, index, size, _, *options = inputs
     options = Options(*options)
@@ -455,6 +483,7 @@ for _impl, _overload in _OVERLOADS.items():
     torch.library.register_fake(f"diffcrop::crop_grad_images{_overload}", _fake_grad_images)
     torch.library.register_fake(f"diffcrop::crop_grad_boxes{_overload}", _fake_grad_boxes)
     torch.library.register_fake(f"diffcrop::crop_jacobian{_overload}", _fake_jacobian)
+    torch.library.register_fake(f"diffcrop::crop_gram{_overload}", _fake_gram)
     torch.library.register_autograd(
         f"diffcrop::crop{_overload}", _backward_crop, setup_context=functools.partial(_setup_crop, _impl)
     )

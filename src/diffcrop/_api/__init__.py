@@ -2,10 +2,12 @@
 
 from .crop import CropWithJacobian, coverage, crop, crop_with_jacobian
 from .geometry import boxes_to_theta, convert_boxes, invert_boxes, map_boxes, map_points, theta_to_boxes
+from .normal import NormalEquations, normal_equations
 from .system import implementations, simd_level
 
 __all__ = [
     "CropWithJacobian",
+    "NormalEquations",
     "boxes_to_theta",
     "convert_boxes",
     "coverage",
@@ -15,6 +17,7 @@ __all__ = [
     "invert_boxes",
     "map_boxes",
     "map_points",
+    "normal_equations",
     "simd_level",
     "theta_to_boxes",
 ]

@@ -208,12 +208,8 @@ def crop_with_jacobian(
     )
     value = _ops.crop(call.images, call.boxes, call.owner, call.size, call.options, call.impl)
     jacobian = _ops.jacobian(call.images, call.boxes, call.owner, call.size, call.options, call.impl)
-    if (box_format, coords) != ("xyxy", "pixel"):
-        # Pixel corners are an affine function of the box: d pixel / d box is that function's linear part.
-        unit = _boxes.widen(torch.eye(boxes.shape[-1], dtype=torch.float32, device=boxes.device))
-        origin = torch.zeros_like(unit[0])
-        shape = call.images.shape[2:]
-        linear = _boxes.to_pixel(unit, shape, **convention) - _boxes.to_pixel(origin, shape, **convention)
+    linear = _by_box(call, boxes, convention)
+    if linear is not None:
         if is_sharded(jacobian):
             linear = _sharding.replicated(linear, jacobian)
         # A matrix product would be rounded under autocast.
@@ -221,6 +217,18 @@ def crop_with_jacobian(
     return CropWithJacobian(
         value.reshape(*call.leading, *value.shape[1:]), jacobian.reshape(*call.leading, *jacobian.shape[1:])
     )
+
+
+def _by_box(call: _Call, boxes: Tensor, convention: dict[str, Any]) -> Tensor | None:
+    """The derivative of pixel corners by the box, a row for each of its numbers; None where it is pixel corners.
+
+    Pixel corners are an affine function of the box: this is that function's linear part.
+    """
+    if (convention["box_format"], convention["coords"]) == ("xyxy", "pixel"):
+        return None
+    unit = _boxes.widen(torch.eye(boxes.shape[-1], dtype=torch.float32, device=boxes.device))
+    shape = call.images.shape[2:]
+    return _boxes.to_pixel(unit, shape, **convention) - _boxes.to_pixel(torch.zeros_like(unit[0]), shape, **convention)
 
 
 def coverage(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from diffcrop import _axis
+from diffcrop import _axis, _normal
 from diffcrop._context import in_full_precision, in_transform, is_concrete
 from diffcrop._options import Options, result_dtype, sum_dtype
 from diffcrop._sharding import per_shard
@@ -163,6 +163,31 @@ def tangent(
     return pushed
 
 
+@in_full_precision
+@torch.no_grad()
+def gram(
+    images: Tensor,
+    boxes: Tensor,
+    index: Tensor | None,
+    targets: Tensor,
+    metric: str,
+    huber: float,
+    options: Options,
+) -> Tensor:
+    """`_normal.products` of the crops and their jacobian, of one box after the other where values may be looked at."""
+
+    def some(r: slice, b: slice, i: Tensor | None) -> Tensor:
+        # In the precision of sums: a half precision would round the crop.
+        given = images[b].to(sum_dtype(images.dtype)), boxes[r], i, targets.shape[2:], options
+        units = torch.eye(boxes.shape[1], dtype=boxes.dtype, device=boxes.device)
+        jacobian = torch.stack([tangent(*given, unit.expand_as(given[1])) for unit in units], -1)
+        return _normal.products(crop(*given), jacobian, targets[r], metric, huber)
+
+    if boxes.shape[0] == 0 or not is_concrete(images, boxes, targets) or (index is not None and not is_concrete(index)):
+        return some(slice(None), slice(None), index)
+    return torch.cat([some(*step) for step in _one_by_one(images.shape[0], boxes, index)])
+
+
 @per_shard(crops=False, images=True, boxes=True)
 @in_full_precision
 def second(
@@ -262,6 +287,11 @@ def _steps(
     entries += channels * size[0] * math.prod(spatial[1:]) + (0 if index is None else channels * math.prod(spatial))
     if 8 * rows * entries <= BUDGET:
         return None
+    return _one_by_one(count, boxes, index)
+
+
+def _one_by_one(count: int, boxes: Tensor, index: Tensor | None) -> Iterator[tuple[slice, slice, Tensor | None]]:
+    rows = boxes.shape[0]
     owners = [r // (rows // count) for r in range(rows)] if index is None else index.tolist()
     return (_step(r, b, count, boxes.device) for r, b in enumerate(owners))
 

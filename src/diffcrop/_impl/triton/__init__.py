@@ -85,3 +85,10 @@ def crop_jacobian(*arguments: Any) -> Tensor:
     from . import launch
 
     return launch.crop_jacobian(*arguments)
+
+
+def crop_gram(*arguments: Any) -> Tensor:
+    """See `launch.crop_gram`."""
+    from . import launch
+
+    return launch.crop_gram(*arguments)

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from diffcrop import _normal
 from diffcrop._options import Options, result_dtype, sum_dtype
 
 from . import config, plan, resample
@@ -234,6 +235,34 @@ def crop_jacobian(
             runs = _plan(boxes[part], owners, images, size, options, derivatives=True)
             _slopes(out[part][..., 0], images, owners, runs, out[part], rows, options, tile, last, jacobian=True)
     return out
+
+
+def crop_gram(
+    images: Tensor,
+    boxes: Tensor,
+    index: Tensor | None,
+    targets: Tensor,
+    metric: str,
+    huber: float,
+    *options: Any,
+) -> Tensor:
+    """`_normal.products`, from the crops and jacobians of as many boxes as the budget has room for."""
+    rows, (count, channels) = boxes.shape[0], images.shape[:2]
+    size, number = targets.shape[2:], _normal.columns(metric, 2)
+    images = images.to(sum_dtype(images.dtype))  # a half precision would round the crop
+    if index is None and rows:
+        index = torch.arange(rows, device=boxes.device) // (rows // count)
+    together = max(config.BUDGET // (3 * 8 * number * max(channels, 1) * math.prod(size)), 1)
+    parts = [images.new_empty((0, channels, number, number), dtype=torch.float64)]
+    for first in range(0, rows, together):
+        part = slice(first, first + together)
+        given = images, boxes[part], None if index is None else index[part], size
+        parts.append(
+            _normal.products(
+                crop(*given, False, *options), crop_jacobian(*given, *options), targets[part], metric, huber
+            )
+        )
+    return torch.cat(parts)
 
 
 def _slopes(
