@@ -17,7 +17,7 @@ HAS_CXX := $(if $(shell command -v $(CXX) 2>/dev/null),1,0)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-slow bench bench-full gpu-check check format wheel clean
+.PHONY: help venv demo test test-slow bench bench-full recovery gpu-check check format wheel clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -57,6 +57,10 @@ bench-full: .venv/.bench ## every case and peer, growth and memory, and the repo
 	$(BIN)/python -m benchmarks run --suite growth
 	$(BIN)/python -m benchmarks run --suite memory
 	$(BIN)/python -m benchmarks report
+
+recovery: .venv/.bench ## which boxes are found again, by which method, and the report of it: twelve minutes or so
+	$(BIN)/python -m benchmarks.recovery run
+	$(BIN)/python -m benchmarks.recovery report
 
 # Whatever Python has a PyTorch for the GPU, with pytest; nothing is installed.
 gpu-check: ## on a machine with a GPU: the tests and benchmarks of its kernels, recorded (PYTHON=...)

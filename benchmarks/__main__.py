@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from benchmarks import report as reports
 from benchmarks import show, timing
 from benchmarks.cases import OURS, PASSES
 from benchmarks.peers import PEERS
-from benchmarks.results import FOLDER, Results, load
+from benchmarks.results import FOLDER, Results, as_text, load
 from benchmarks.runner import Plan, run
 from benchmarks.suites import CASES, SUITES
 
@@ -76,13 +75,13 @@ def _run(
     def told(record: dict[str, Any], name: str) -> None:
         show.case(Results([record]), name)
         if unfinished:
-            unfinished.write_text(_text(record))
+            unfinished.write_text(as_text(record))
 
     record = run(plan, told)
     show.memory(record["memory"])
     show.skipped(record["skipped"])
     if out and unfinished:
-        unfinished.write_text(_text(record))
+        unfinished.write_text(as_text(record))
         unfinished.replace(out)
         show.console.print(f"recorded in {out.name}")
     wrong = [row for row in record["rows"] if not row["gate"]["green"]]
@@ -91,22 +90,6 @@ def _run(
         show.console.print(f"wrong, and not measured: {where}: {row['gate']['said']}")
     if any(row["peer"] in _OURS for row in wrong):
         raise typer.Exit(1)
-
-
-def _text(record: dict[str, Any]) -> str:
-    """A line for each row: a change shows where it is."""
-    lines = []
-    for name, value in record.items():
-        if isinstance(value, list):
-            inner = ",\n  ".join(json.dumps(item) for item in value)
-            text = f"[\n  {inner}\n ]" if value else "[]"
-        elif isinstance(value, dict):
-            inner = ",\n  ".join(f"{json.dumps(key)}: {json.dumps(item)}" for key, item in value.items())
-            text = f"{{\n  {inner}\n }}" if value else "{}"
-        else:
-            text = json.dumps(value)
-        lines.append(f" {json.dumps(name)}: {text}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 @app.command("report")

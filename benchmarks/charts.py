@@ -24,7 +24,7 @@ INK = "#7d7d7d"
 COLORS = {OURS: "#2f8fd0", "recipe": "#d9792b", "packed": "#c25a8a", "slices": "#5a9e4b"}
 # The rest of a place on the page for the labels at the ends of lines.
 _ROOM = 1.5
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "diffcrop",
     "font.size": 9,
@@ -52,7 +52,7 @@ def ratios(checked: Sequence[Checked], path: Path) -> bool:
     found = [one for one in checked if one.measured is not None and one.target.against != COPY]
     if not found:
         return False
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.5, 0.22 * len(found) + 0.8), layout="constrained")
         axes = figure.subplots()
         for row, one in enumerate(found):
@@ -84,7 +84,7 @@ def growth(results: Results, series: str, threads: int, path: Path) -> bool:
     rows = [[(f"{pass_}, ms", _times(results, cases, pass_, threads)) for pass_ in passes]]
     peaks = [(f"{pass_}, peak MiB", _peaks(results, cases, pass_)) for pass_ in passes]
     rows += [peaks] if any(lines for _, lines in peaks) else []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.5 * len(passes), 2.1 * len(rows)), layout="constrained")
         grid = figure.subplots(len(rows), len(passes), squeeze=False)
         for panels, row in zip(grid, rows, strict=True):

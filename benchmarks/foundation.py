@@ -1,8 +1,9 @@
-"""Measures what the documentation says of accuracy, memory, wild boxes and the direction of box gradients.
+"""Measures what the documentation says of accuracy, memory and wild boxes.
 
-    python benchmarks/foundation.py [accuracy] [memory] [wild] [direction]      (all where none is named)
+    python -m benchmarks.foundation [accuracy] [memory] [wild]      (all where none is named)
 
 Prints tables and writes benchmarks/results/foundation.json. Times are ratios within one process; nothing is a test.
+Where box gradients point is measured by `benchmarks.recovery`.
 """
 
 from __future__ import annotations
@@ -17,26 +18,19 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
 
 import diffcrop
+from benchmarks.peers import sampling
 
 RESULTS = Path(__file__).parent / "results" / "foundation.json"
-PHOTOS = Path(diffcrop.__file__).parent / "cli" / "photos"
 
 
-def recipe(image: Tensor, boxes: Tensor, size: tuple[int, int], padding_mode: str = "zeros") -> Tensor:
-    """What everybody pastes: Theta from the corners in pixels, `affine_grid`, `grid_sample`."""
-    height, width = image.shape[-2:]
-    scale = torch.tensor([width, height, width, height], dtype=boxes.dtype)
-    theta = diffcrop.boxes_to_theta(boxes / scale * 2 - 1, coords="normalized").to(image.dtype)
-    grid = affine_grid(theta, [len(boxes), image.shape[-3], *size], align_corners=False)
-    batch = image.expand(len(boxes), -1, -1, -1)
-    return grid_sample(batch, grid, padding_mode=padding_mode, align_corners=False)
+def recipe(image: Tensor, boxes: Tensor) -> Tensor:
+    """What everybody pastes, for boxes in pixels of a square image."""
+    images = image.expand(len(boxes), -1, -1, -1)
+    return sampling.recipe(images, boxes / image.shape[-1] * 2 - 1, (224, 224), "zeros")
 
 
 def smooth_noise(side: int, channels: int = 1) -> Tensor:
@@ -62,8 +56,8 @@ def accuracy() -> dict[str, object]:
         want = diffcrop.crop(image.double(), boxes[None], 224, mode=mode, impl="reference")
         got = diffcrop.crop(image, boxes[None].float(), 224, mode=mode)
         rows[f"diffcrop {mode}"] = (got.double() - want).abs().max().item()
-    want = recipe(image.double(), boxes, (224, 224))
-    rows["recipe bilinear"] = (recipe(image, boxes.float(), (224, 224)).double() - want).abs().max().item()
+    want = recipe(image.double(), boxes)
+    rows["recipe bilinear"] = (recipe(image, boxes.float()).double() - want).abs().max().item()
     for name, error in rows.items():
         print(f"  {name:20s} {error:.2e} of the value range")
     return rows
@@ -138,43 +132,8 @@ def wild() -> dict[str, object]:
     return rows
 
 
-def direction() -> dict[str, object]:
-    """Share of displaced starts at which the negative gradient of the squared difference points toward the truth."""
-    generator = torch.Generator().manual_seed(1)
-    names = ("astronaut", "chelsea", "coffee", "rocket")
-    photos = [torch.from_numpy(np.array(Image.open(PHOTOS / f"{n}.jpg"))).permute(2, 0, 1) / 255 for n in names]
-    count, rows = 60, {}
-    methods = {
-        "recipe": lambda i, b, n: recipe(i, b, (n, n), "border"),
-        "diffcrop": lambda i, b, n: diffcrop.crop(i, b, n),
-    }
-    for reduction in (1, 2, 4, 8, 16):
-        for name, method in methods.items():
-            shares = []
-            for displacement in (0.1, 0.25, 0.5):
-                hits = 0
-                for k in range(count):
-                    image = photos[k % len(photos)]
-                    side = 96 + 64 * torch.rand(2, generator=generator)
-                    room = torch.tensor([image.shape[2], image.shape[1]]) - side
-                    corner = torch.rand(2, generator=generator) * room
-                    truth = torch.cat([corner, corner + side])[None]
-                    away = torch.randn(1, 4, generator=generator)
-                    away = away / away.norm() * displacement * side.mean() * math.sqrt(2)
-                    box = (truth + away).requires_grad_()
-                    n = round(128 / reduction)
-                    with torch.no_grad():
-                        target = method(image, truth, n)
-                    (grad,) = torch.autograd.grad((method(image, box, n) - target).pow(2).mean(), box)
-                    hits += int((-grad * (truth - box)).sum() > 0)
-                shares.append(round(100 * hits / count))
-            rows[f"{name} {reduction}"] = shares
-            print(f"  reduction {reduction:2d}  {name:9s}" + " / ".join(f"{share:3d}" for share in shares) + " %")
-    return rows
-
-
 def main() -> None:
-    wanted = sys.argv[1:] or ["accuracy", "memory", "wild", "direction"]
+    wanted = sys.argv[1:] or ["accuracy", "memory", "wild"]
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     processor = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
@@ -189,7 +148,7 @@ def main() -> None:
     }
     for name in wanted:
         print(name)
-        results[name] = {"accuracy": accuracy, "memory": memory, "wild": wild, "direction": direction}[name]()
+        results[name] = {"accuracy": accuracy, "memory": memory, "wild": wild}[name]()
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     print(f"peak of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB")
 

@@ -15,7 +15,10 @@ import torch
 import diffcrop
 
 ROOT = Path(__file__).resolve().parents[1]
-_PACKAGES = ("torch", "numpy", "pillow", "opencv-python-headless", "kornia", "jax", "jaxlib")
+_PACKAGES = (
+    *("torch", "numpy", "pillow", "opencv-python-headless", "kornia", "jax", "jaxlib"),
+    *("scikit-image", "scikit-learn"),  # for their photographs
+)
 _LEAST_BUFFER = 256 * 2**20
 
 

@@ -45,12 +45,12 @@ def draw(results: Results, folder: Path) -> Iterator[Path]:
             yield path
 
 
-def replaced(text: str, inner: str) -> str:
+def replaced(text: str, inner: str, begin: str = BEGIN, end: str = END) -> str:
     """The text with what stands between the markers replaced."""
-    found = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    found = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     if len(found.findall(text)) != 1:
-        raise ValueError(f"the README needs one pair of {BEGIN} and {END}")
-    return found.sub(lambda _: f"{BEGIN}\n{inner.strip()}\n{END}", text)
+        raise ValueError(f"the page needs one pair of {begin} and {end}")
+    return found.sub(lambda _: f"{begin}\n{inner.strip()}\n{end}", text)
 
 
 # --- the README -------------------------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ def section(results: Results) -> str:
         " with all figures and what they must reach, is in [docs/benchmarks.md](docs/benchmarks.md)."
     )
     head = ("case", "crop", "against", "forward", "with the gradient by boxes", "by both")
-    return textwrap.fill(lead, 120, break_on_hyphens=False) + "\n\n" + _table(head, rows)
+    return textwrap.fill(lead, 120, break_on_hyphens=False) + "\n\n" + table(head, rows)
 
 
 def figures3(value: float) -> str:
@@ -136,7 +136,7 @@ def _targets(results: Results, drawn: list[str]) -> str:
         " share of the bandwidth at which this machine copies.\n\n"
     )
     text += "![Ratios and targets](benchmarks/ratios.svg)\n\n" if "ratios" in drawn else ""
-    return text + _table(("case", "pass", "against", "threads", "target", "measured", "quartiles", ""), rows)
+    return text + table(("case", "pass", "against", "threads", "target", "measured", "quartiles", ""), rows)
 
 
 def _beside_fastest(results: Results) -> str:
@@ -153,7 +153,7 @@ def _beside_fastest(results: Results) -> str:
         return ""
     slower = sum(bool(row[-1]) for row in rows)
     lead = f"Of {len(rows)} combinations of case, pass and threads ours is the slower one in {slower or 'none'}.\n\n"
-    return lead + _table(("case", "pass", "threads", "fastest peer", "its time over ours", ""), rows)
+    return lead + table(("case", "pass", "threads", "fastest peer", "its time over ours", ""), rows)
 
 
 def _everything(results: Results) -> str:
@@ -168,7 +168,7 @@ def _everything(results: Results) -> str:
 
 
 def _rows(results: Results, rows: Iterable[Row]) -> str:
-    return _table(
+    return table(
         ("threads", "pass", "peer", "ms [quartiles]", "over ours", "quartiles", "GB/s", "of copy"),
         [_row(results, row) for row in rows if row.samples],
     )
@@ -199,10 +199,10 @@ def _growth(results: Results, drawn: list[str]) -> str:
         if rows:
             name = f"growth-{series.replace(' ', '-')}"
             chart = f"![Time and memory against {series}](benchmarks/{name}.svg)\n\n" if name in drawn else ""
-            table = _table((series, "threads", "pass", "peer", "ms [quartiles]"), rows)
+            figures = table((series, "threads", "pass", "peer", "ms [quartiles]"), rows)
             chart += _factors(results, list(names.values())) + "\n\n"
             parts.append(
-                f"### {series.capitalize()}\n\n{chart}<details><summary>Figures</summary>\n\n{table}\n\n</details>"
+                f"### {series.capitalize()}\n\n{chart}<details><summary>Figures</summary>\n\n{figures}\n\n</details>"
             )
     return "\n\n".join(parts)
 
@@ -218,7 +218,7 @@ def _factors(results: Results, cases: list[Case]) -> str:
                     times = ends[1].time.median / ends[0].time.median
                     rows.append((peer, pass_, str(threads), f"{figures3(times)}x"))
     over = f"time at {cases[-1].at:g} over that at {cases[0].at:g}"
-    return _table(("peer", "pass", "threads", over), rows)
+    return table(("peer", "pass", "threads", over), rows)
 
 
 def _memory(results: Results) -> str:
@@ -229,7 +229,7 @@ def _memory(results: Results) -> str:
     if not rows:
         return ""
     lead = "The peak of one call over what was there before it (MiB), and of it the tensors that the call returns.\n\n"
-    return lead + _table(("case", "pass", "peer", "peak", "returned", "rest"), rows)
+    return lead + table(("case", "pass", "peer", "peak", "returned", "rest"), rows)
 
 
 def _left_out(results: Results) -> str:
@@ -239,10 +239,10 @@ def _left_out(results: Results) -> str:
         found.setdefault((peer, reason), []).append(case)
     parts = []
     if red:
-        parts.append(_table(("case", "peer", "pass", "threads", "error, in parts of the largest value"), red))
+        parts.append(table(("case", "peer", "pass", "threads", "error, in parts of the largest value"), red))
     if found:
         skips = [(peer, reason, ", ".join(cases)) for (peer, reason), cases in found.items()]
-        parts.append(_table(("peer", "why it did not run", "cases"), skips))
+        parts.append(table(("peer", "why it did not run", "cases"), skips))
     return "\n\n".join(parts)
 
 
@@ -257,7 +257,7 @@ def _peers() -> str:
         " the peer's own terms. The errors allowed, in float32 and in parts of the largest expected value, are those of"
         " the values, of the image gradient and of the box gradient.\n\n"
     )
-    return lead + _table(("peer", "what is called", "errors allowed", "why"), rows)
+    return lead + table(("peer", "what is called", "errors allowed", "why"), rows)
 
 
 def _how(results: Results) -> str:
@@ -271,7 +271,7 @@ def _how(results: Results) -> str:
             for threads, copy in run["copy"].items()
         ]
         parts.append(
-            f"* Suite {run['suite']}, {run['started']}, commit {commit}, {_machine(run['machine'])}; {versions}."
+            f"* Suite {run['suite']}, {run['started']}, commit {commit}, {in_words(run['machine'])}; {versions}."
             f" At least {method['rounds_at_least']} rounds and {method['budget_s']:g} s for each case and number of"
             f" threads; a sample repeats its call for {method['sample_s'] * 1e3:g} ms, after"
             f" {method['warm_s'] * 1e3:g} ms that are not counted."
@@ -298,7 +298,7 @@ def _median(samples: list[float]) -> float:
     return sorted(samples)[len(samples) // 2]
 
 
-def _machine(facts: dict[str, object]) -> str:
+def in_words(facts: dict[str, object]) -> str:
     """In words."""
     told = [f"{facts['processor']} ({facts['simd_level']}), {facts['cores']} cores"]
     for cache in facts["caches"] if isinstance(facts["caches"], list) else []:
@@ -313,6 +313,6 @@ def _series() -> list[str]:
     return list(dict.fromkeys(case.series for case in GROWTH if case.series))
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -159,3 +159,19 @@ def fastest(results: Results, ours: Row) -> tuple[Row, Ratio] | None:
         return None
     best = min(rivals, key=lambda row: row.time.median)
     return best, ratio(best.samples, ours.samples)
+
+
+def as_text(record: dict[str, Any]) -> str:
+    """A line for each row: a change shows where it is."""
+    lines = []
+    for name, value in record.items():
+        if isinstance(value, list):
+            inner = ",\n  ".join(json.dumps(item) for item in value)
+            text = f"[\n  {inner}\n ]" if value else "[]"
+        elif isinstance(value, dict):
+            inner = ",\n  ".join(f"{json.dumps(key)}: {json.dumps(item)}" for key, item in value.items())
+            text = f"{{\n  {inner}\n }}" if value else "{}"
+        else:
+            text = json.dumps(value)
+        lines.append(f" {json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"

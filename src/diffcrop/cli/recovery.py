@@ -122,19 +122,21 @@ def make_problems(scene: Scene, settings: Settings, seed: str) -> Problems:
         angle = draw.uniform(0, 2 * math.pi)
         stretch = draw.uniform(-1, 1), draw.uniform(-1, 1)
         truths.append(_corners(cx, cy, w, h))
-        starts.append(
-            [
-                _corners(
-                    cx + d * w * math.cos(angle),
-                    cy + d * h * math.sin(angle),
-                    w * math.exp(d * stretch[0]),
-                    h * math.exp(d * stretch[1]),
-                )
-                for d in settings.displacements
-            ]
-        )
+        starts.append([displaced(cx, cy, w, h, d, angle, stretch) for d in settings.displacements])
     truth = torch.tensor(truths).expand(len(settings.displacements), -1, -1).contiguous()
     return Problems(truth, torch.tensor(starts).transpose(0, 1).contiguous())
+
+
+def displaced(
+    cx: float, cy: float, w: float, h: float, displacement: float, angle: float, stretch: tuple[float, float]
+) -> tuple[float, float, float, float]:
+    """The corners of a box that is moved by `displacement` sides and stretched by exp(displacement * stretch)."""
+    return _corners(
+        cx + displacement * w * math.cos(angle),
+        cy + displacement * h * math.sin(angle),
+        w * math.exp(displacement * stretch[0]),
+        h * math.exp(displacement * stretch[1]),
+    )
 
 
 def _corners(cx: float, cy: float, w: float, h: float) -> tuple[float, float, float, float]:
@@ -176,7 +178,9 @@ class Descent:
     seconds: float
 
 
-def descend(sampler: Sampler, image: Tensor, start: Tensor, targets: Tensor, steps: int) -> Descent:
+def descend(
+    sampler: Sampler, image: Tensor, start: Tensor, targets: Tensor, steps: int, rate: float = LEARNING_RATE
+) -> Descent:
     """Adam on (cx / w0, cy / h0, log w, log h), where w0 and h0 are the sides of the start.
 
     So a step means the same for boxes of any size, and sides stay positive. The loss is the mean squared difference
@@ -188,7 +192,7 @@ def descend(sampler: Sampler, image: Tensor, start: Tensor, targets: Tensor, ste
     centre = (start[:, :2] + start[:, 2:]) / 2
     position = (centre / scale).requires_grad_()
     log_sides = scale.log().requires_grad_()
-    optimizer = torch.optim.Adam([position, log_sides], lr=LEARNING_RATE)
+    optimizer = torch.optim.Adam([position, log_sides], lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     boxes, losses = [], []
     for step in range(steps + 1):
