@@ -259,13 +259,15 @@ struct Pieces {
   int64_t begin(int64_t piece) const { return piece % each * length; }
   int64_t end(int64_t piece) const { return std::min(begin(piece) + length, rows); }
 
-  // Calls f(plan, its number, piece, scratch) for all pieces of all boxes, on torch's threads.
+  // Calls f(plan, its number, piece, scratch) for all pieces of all boxes, on torch's threads. With `parts` of a box
+  // that are cut into pieces each by itself, piece / each counts through these.
   template <class A, class F>
-  void share(std::span<const BoxPlan<A>> plans, const F& f) const {
+  void share(std::span<const BoxPlan<A>> plans, const F& f, int64_t parts = 1) const {
     const int64_t grain = std::max<int64_t>(kGrain / std::max<int64_t>(work_ * std::min(length, rows), 1), 1);
-    torch::stable::parallel_for(0, static_cast<int64_t>(plans.size()) * each, grain, [&](int64_t from, int64_t to) {
+    const int64_t whole = each * parts, count = static_cast<int64_t>(plans.size()) * whole;
+    torch::stable::parallel_for(0, count, grain, [&](int64_t from, int64_t to) {
       Scratch<A>& scratch = Scratch<A>::of_thread();
-      for (int64_t piece = from; piece < to; ++piece) f(plans[piece / each], piece / each, piece, scratch);
+      for (int64_t piece = from; piece < to; ++piece) f(plans[piece / whole], piece / whole, piece, scratch);
       scratch.clear();
     });
   }
@@ -373,7 +375,7 @@ void jacobian_typed(const Tensor& images, const Boxes& boxes, const Sizes& size,
   auto* const target = data_of<O>(out);
   const std::vector<A> fill = fill_of<A>(fills, channels);
   const Pieces pieces(channels * size[0], 32 * size[1]);
-  const Boxes::Need need{.derivatives = true, .across = true, .lookups = kernels.lookups};
+  const Boxes::Need need{.derivatives = true, .across = true, .ability = {}, .lookups = kernels.lookups};
   boxes.each_run<A>(kBoxes, size, spatial(images), options, need, [&](int64_t first, const auto& plans) {
     pieces.share(plans, [&](const BoxPlan<A>& box, int64_t r, int64_t piece, Scratch<A>& scratch) {
       const int64_t width = 4 * size[1], begin = pieces.begin(piece), end = pieces.end(piece);
@@ -381,6 +383,51 @@ void jacobian_typed(const Tensor& images, const Boxes& boxes, const Sizes& size,
       if (!box.valid) return fill_rows(view, size[0], width, 1, begin, end, nans<O>(channels).data());
       kernels.jacobian(box, view_of(images, source, box.image), view, begin, end, or_null(fill), scratch);
     });
+  });
+}
+
+template <class T>
+void gram_typed(const Tensor& images, const Boxes& boxes, const Tensor& targets, bool moments, double huber,
+                const Options& options, const std::vector<double>& fills, const Tensor& out) {
+  using A = SumOf<T>;
+  const Kernels<T> kernels = kernels_of<T>();
+  const int64_t channels = images.size(1), columns = out.size(3);
+  const Sizes size = spatial(targets);
+  const auto* const source = data_of<const T>(images);
+  const auto* const wanted = data_of<const A>(targets);
+  auto* const result = data_of<double>(out);
+  const std::vector<A> fill = fill_of<A>(fills, channels);
+  const Pieces pieces(size[0], 64 * size[1]);
+  const Boxes::Need need{.derivatives = true,
+                         .across = true,
+                         .ability = {},
+                         .lookups = kernels.lookups,
+                         .pixel = channels * static_cast<int64_t>(sizeof(T))};
+  using Products = std::array<double, kMostProducts>;
+  boxes.each_run<A>(kBoxes, size, spatial(images), options, need, [&](int64_t first, const auto& plans) {
+    const auto count = static_cast<int64_t>(plans.size());
+    std::vector<Products> parts(count * channels * pieces.each);
+    const auto one = [&](const BoxPlan<A>& box, int64_t r, int64_t piece, Scratch<A>& scratch) {
+      if (!box.valid) return parts[piece].fill(std::numeric_limits<double>::quiet_NaN());
+      parts[piece] = {};
+      kernels.gram(box, view_of(images, source, box.image), view_of(targets, wanted, first + r),
+                   piece / pieces.each % channels, pieces.begin(piece), pieces.end(piece), moments, huber,
+                   or_null(fill), parts[piece].data(), scratch);
+    };
+    pieces.share(plans, one, channels);
+    for (int64_t part = 0; part < count * channels; ++part) {
+      Products total = {};
+      for (int64_t piece = part * pieces.each; piece < (part + 1) * pieces.each; ++piece)
+        for (int p = 0; p < kMostProducts; ++p) total[p] += parts[piece][p];
+      double* const matrix = result + (first * channels + part) * columns * columns;
+      const double* next = total.data();
+      // Those with the column of ones come last.
+      const int64_t rows = moments ? columns - 1 : columns;
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = i; j < rows; ++j, ++next) matrix[i * columns + j] = matrix[j * columns + i] = *next;
+      for (int64_t i = 0; moments && i < columns; ++i, ++next)
+        matrix[i * columns + rows] = matrix[rows * columns + i] = *next;
+    }
   });
 }
 
@@ -581,6 +628,27 @@ Tensor crop_jacobian(const Tensor& images, const Tensor& boxes_tensor, const Opt
   return out;
 }
 
+Tensor crop_gram(const Tensor& images, const Tensor& boxes_tensor, const OptionalTensor& index, const Tensor& targets,
+                 const std::string& metric, double huber, const std::string& mode, bool antialias,
+                 const std::string& padding, const std::vector<double>& fill, double sigma, bool align_corners) {
+  require(targets.dim() == 4, "targets must have shape (R, C, h, w)");
+  check_images(images, spatial(targets));
+  check_fill(fill, images);
+  const Options options = options_of(mode, antialias, padding, sigma, align_corners);
+  const Boxes boxes(boxes_tensor, index, images.size(0));
+  const bool moments = metric == "zncc", wide = images.scalar_type() == ScalarType::Double;
+  require(moments || metric == "l2", "unknown metric");
+  require(targets.size(0) == boxes.size() && targets.size(1) == images.size(1), "targets must have shape (R, C, h, w)");
+  require(targets.scalar_type() == (wide ? ScalarType::Double : ScalarType::Float),
+          "targets must have the dtype of sums, float32 or with float64 images that");
+  const int64_t columns = moments ? 7 : 5;
+  const Tensor out = allocate({boxes.size(), images.size(1), columns, columns}, ScalarType::Double, images, false);
+  if (images.size(1) > 0)
+    dispatch(images.scalar_type(),
+             [&]<class T>() { gram_typed<T>(images, boxes, targets, moments, huber, options, fill, out); });
+  return out;
+}
+
 Tensor crop_grad_boxes(const Tensor& grad, const Tensor& images, const Tensor& boxes_tensor,
                        const OptionalTensor& index, const std::string& mode, bool antialias, const std::string& padding,
                        const std::vector<double>& fill, double sigma, bool align_corners) {
@@ -624,6 +692,7 @@ std::string simd_level() {
 STABLE_TORCH_LIBRARY_IMPL(diffcrop, CPU, library) {
   library.impl("crop", TORCH_BOX(&crop));
   library.impl("crop_jacobian", TORCH_BOX(&crop_jacobian));
+  library.impl("crop_gram", TORCH_BOX(&crop_gram));
   library.impl("crop_grad_boxes", TORCH_BOX(&crop_grad_boxes));
   library.impl("crop_grad_images", TORCH_BOX(&crop_grad_images));
 }

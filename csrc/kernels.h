@@ -123,6 +123,9 @@ struct BoxSum {
   AxisSum y, x;
 };
 
+// Columns with a row of their own that products are made of, and the most pairs of these and of one of ones.
+constexpr int kMostColumns = 6, kMostProducts = 28;
+
 // One box's part in the gradient of its image.
 template <class G, class A>
 struct Contribution {
@@ -140,6 +143,8 @@ struct Kernels {
   bool lookups;
   void (*crop)(const BoxPlan<A>&, Images, const View<O>&, int64_t begin, int64_t end, const A* fill, Scratch<A>&);
   void (*jacobian)(const BoxPlan<A>&, Images, const View<O>&, int64_t begin, int64_t end, const A* fill, Scratch<A>&);
+  void (*gram)(const BoxPlan<A>&, Images, const View<const A>& target, int64_t c, int64_t begin, int64_t end,
+               bool moments, double huber, const A* fill, double* result, Scratch<A>&);
   BoxSum (*grad_boxes)(const BoxPlan<A>&, Images, const View<const O>&, int64_t begin, int64_t end, const A* fill,
                        Scratch<A>&);
   void (*grad_images)(const std::vector<Contribution<O, A>>&, const View<O>&, int64_t pixels, int64_t m, int64_t c,

@@ -13,6 +13,7 @@
 #define DIFFCROP_LEVEL avx2
 #define DIFFCROP_LOOKUPS 0
 #define DIFFCROP_VECTOR_BYTES 32
+#include "gram.h"
 #include "passes.h"
 #include "points.h"
 #include "resample.h"

@@ -14,6 +14,7 @@
 #define DIFFCROP_LEVEL avx512
 #define DIFFCROP_LOOKUPS 1
 #define DIFFCROP_VECTOR_BYTES 32
+#include "gram.h"
 #include "passes.h"
 #include "points.h"
 #include "resample.h"

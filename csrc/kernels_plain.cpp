@@ -4,6 +4,7 @@
 #define DIFFCROP_LEVEL plain
 #define DIFFCROP_LOOKUPS 0
 #define DIFFCROP_VECTOR_BYTES 16
+#include "gram.h"
 #include "passes.h"
 #include "points.h"
 #include "resample.h"

@@ -356,41 +356,172 @@ BoxSum box_rows(const BoxPlan<A>& box, const View<const T>& image, const View<co
   return box_sum(box, center_dots, width_dots, {totals[0], totals[1]});
 }
 
+// d crop / d (x0, y0, x1, y1) of up to kBatch rows of one channel at a time, and with them the crop itself.
+template <class T, class A>
+class Slopes {
+ public:
+  Slopes(const BoxPlan<A>& box, const View<const T>& image, const A* fill, Scratch<A>& scratch)
+      : box_(box),
+        image_(image),
+        fill_(fill),
+        columns_(box.x.last - box.x.first),
+        width_(box.x.outputs),
+        ahead_(image, 1, box.x.first, columns_, box.ahead) {
+    for (auto& rows : v_)
+      for (A*& row : rows) row = scratch.take(columns_ + kOverread);
+    for (A*& row : plain_) row = fill == nullptr ? nullptr : scratch.take(columns_ + kOverread);
+    for (A*& line : lines_) line = scratch.take(width_);
+    column_ = scratch.take(columns_);
+    fraction_ = scratch.take(width_);
+    for (int64_t j = 0; j < width_; ++j) fraction_[j] = static_cast<A>(box.x.fraction[j]);
+  }
+
+  // slopes[r] are four rows, and values[r] is one; `values` is null where the crop is not asked for.
+  void rows(int64_t count, const Row* rows, A* const (*slopes)[4], A* const* values) {
+    for (int64_t r = 0; r < count; ++r) {
+      ahead_(box_.y, rows[r]);
+      A* const sums[kOrders] = {v_[kValue][r], v_[kByCenter][r], v_[kByWidth][r]};
+      if (box_.y.by_width.empty())
+        vertical<2>(sums, box_, image_, rows[r].c, rows[r].i, fill_, column_);
+      else
+        vertical<3>(sums, box_, image_, rows[r].c, rows[r].i, fill_, column_);
+    }
+    // Each term differentiates one of the axes, by the position or by the width.
+    along_y<false>(count, rows, slopes, kByCenter);
+    if (!box_.y.by_width.empty()) along_y<true>(count, rows, slopes, kByWidth);
+    along_x<false>(count, slopes, kByCenter);
+    if (!box_.x.by_width.empty()) along_x<true>(count, slopes, kByWidth);
+    if (values != nullptr) put_values(count, rows, values);
+  }
+
+ private:
+  template <bool add>
+  void along_y(int64_t count, const Row* rows, A* const (*slopes)[4], Order order) {
+    gather<false>(count, lines_, v_[order], box_.across, kValue);
+    for (int64_t r = 0; r < count; ++r) {
+      const double slope = box_.y.width_slope, part = box_.y.fraction[rows[r].i];
+      put<add>(slopes[r][1], slopes[r][3], lines_[r], static_cast<A>(add ? -slope : 1 - part),
+               static_cast<A>(add ? slope : part));
+    }
+  }
+
+  template <bool add>
+  void along_x(int64_t count, A* const (*slopes)[4], Order order) {
+    gather<false>(count, lines_, v_[kValue], box_.across, order);
+    const A slope = static_cast<A>(box_.x.width_slope);
+    for (int64_t r = 0; r < count; ++r) {
+      if (add)
+        put<true>(slopes[r][0], slopes[r][2], lines_[r], -slope, slope);
+      else
+        share(slopes[r][0], slopes[r][2], lines_[r], fraction_);
+    }
+  }
+
+  template <bool add>
+  void put(A* __restrict lo, A* __restrict hi, const A* __restrict line, A by_lo, A by_hi) const {
+    for (int64_t j = 0; j < width_; ++j) {
+      lo[j] = add ? lo[j] + by_lo * line[j] : by_lo * line[j];
+      hi[j] = add ? hi[j] + by_hi * line[j] : by_hi * line[j];
+    }
+  }
+
+  void share(A* __restrict lo, A* __restrict hi, const A* __restrict line, const A* __restrict fraction) const {
+    for (int64_t j = 0; j < width_; ++j) {
+      lo[j] = (1 - fraction[j]) * line[j];
+      hi[j] = fraction[j] * line[j];
+    }
+  }
+
+  // From the image itself and not from its difference to the fill, which would round against it: see crop_rows.
+  void put_values(int64_t count, const Row* rows, A* const* values) {
+    for (int64_t r = 0; fill_ != nullptr && r < count; ++r) {
+      A* const sums[kOrders] = {plain_[r]};
+      vertical<1, T, A>(sums, box_, image_, rows[r].c, rows[r].i, nullptr, column_);
+    }
+    gather<false>(count, values, fill_ == nullptr ? v_[kValue] : plain_, box_.across, kValue);
+    for (int64_t r = 0; fill_ != nullptr && r < count; ++r)
+      for (int64_t j = 0; j < width_; ++j)
+        values[r][j] += fill_[rows[r].c] * (1 - box_.y.share[kValue][rows[r].i] * box_.x.share[kValue][j]);
+  }
+
+  const BoxPlan<A>& box_;
+  const View<const T> image_;
+  const A* fill_;
+  const int64_t columns_, width_;
+  ReadAhead<T> ahead_;
+  A *v_[kOrders][kBatch], *plain_[kBatch], *lines_[kBatch], *column_, *fraction_;
+};
+
 // d crop / d (x0, y0, x1, y1) of rows [begin, end), the four numbers of a pixel side by side.
 template <class T, class O, class A>
 void jacobian_rows(const BoxPlan<A>& box, const View<const T>& image, const View<O>& out, int64_t begin, int64_t end,
                    const A* fill, Scratch<A>& scratch) {
   scratch.clear();
-  const int64_t columns = box.x.last - box.x.first, width = box.x.outputs;
-  A* v[kOrders];
-  for (A*& row : v) row = scratch.take(columns + kOverread);
-  A* const line = scratch.take(std::max(columns, width));
-  A* const four = scratch.take(4 * width);
-  for (int64_t f = begin; f < end; ++f) {
-    const auto [c, i] = row_at(box, f);
-    if (box.y.by_width.empty())
-      vertical<2>(v, box, image, c, i, fill, line);
-    else
-      vertical<3>(v, box, image, c, i, fill, line);
-    std::fill_n(four, 4 * width, A(0));
-    // Each term differentiates one of the axes, by the position or by the width.
-    for (const bool along_y : {true, false})
-      for (const Order order : {kByCenter, kByWidth}) {
-        const AxisPlan<A>& axis = along_y ? box.y : box.x;
-        if (order == kByWidth && axis.by_width.empty()) continue;
-        gather<false>(1, &line, &v[along_y ? order : kValue], box.across, along_y ? kValue : order);
-        for (int64_t j = 0; j < width; ++j) {
-          A lo = static_cast<A>(-axis.width_slope), hi = static_cast<A>(axis.width_slope);
-          if (order == kByCenter) {
-            hi = static_cast<A>(axis.fraction[along_y ? i : j]);
-            lo = 1 - hi;
-          }
-          four[4 * j + (along_y ? 1 : 0)] += lo * line[j];
-          four[4 * j + (along_y ? 3 : 2)] += hi * line[j];
-        }
-      }
-    write_row(out.at(c, i), four, 4 * width, 1, 1, 1);
+  const int64_t width = box.x.outputs;
+  Slopes<T, A> slopes(box, image, fill, scratch);
+  A* four[kBatch][4];
+  for (auto& rows : four)
+    for (A*& row : rows) row = scratch.take(width);
+  A* const __restrict line = scratch.take(4 * width);
+  Row row = row_at(box, begin);
+  for (int64_t f = begin; f < end; f += kBatch) {
+    const int64_t count = std::min<int64_t>(end - f, kBatch);
+    Row rows[kBatch];
+    for (int64_t r = 0; r < count; ++r, row = next(box, row)) rows[r] = row;
+    slopes.rows(count, rows, four, nullptr);
+    for (int64_t r = 0; r < count; ++r) {
+      for (int64_t j = 0; j < width; ++j)
+        for (int i = 0; i < 4; ++i) line[4 * j + i] = four[r][i][j];
+      write_row(out.at(rows[r].c, rows[r].i), line, 4 * width, 1, 1, 1);
+    }
   }
+}
+
+// Products of the columns (d crop / d box, r) or (d crop / d box, crop, target, 1), each pair once: (0, 0), (0, 1),
+// ..., (1, 1), ... , over rows [begin, end) of channel c; see gram.h for what is weighted.
+template <class T, class A>
+void gram_rows(const BoxPlan<A>& box, const View<const T>& image, const View<const A>& target, int64_t c, int64_t begin,
+               int64_t end, bool moments, double huber, const A* fill, double* result, Scratch<A>& scratch) {
+  scratch.clear();
+  const int64_t width = box.x.outputs;
+  Slopes<T, A> slopes(box, image, fill, scratch);
+  // The columns of each row: beyond their ends zeros, which add nothing.
+  A *columns[kBatch][kMostColumns], *four[kBatch][4], *values[kBatch];
+  A* weights[kBatch];
+  const bool weighted = huber < std::numeric_limits<double>::infinity();
+  for (int r = 0; r < kBatch; ++r) {
+    for (A*& column : columns[r]) {
+      column = scratch.take(width + kDoubles);
+      std::fill_n(column + width, kDoubles, A(0));
+    }
+    weights[r] = scratch.take(width + kDoubles);
+    std::fill_n(weights[r] + width, kDoubles, A(0));
+    std::copy_n(columns[r], 4, four[r]);
+    values[r] = columns[r][4];
+  }
+  double sums[kMostProducts * kDoubles] = {};
+  for (int64_t i = begin; i < end; i += kBatch) {
+    const int64_t count = std::min<int64_t>(end - i, kBatch);
+    Row rows[kBatch];
+    for (int64_t r = 0; r < count; ++r) rows[r] = {c, i + r};
+    slopes.rows(count, rows, four, values);
+    for (int64_t r = 0; r < count; ++r) {
+      read_row(columns[r][5], target.at(c, i + r), width, target.column, 1, target.channel);
+      if (!moments) put_residuals(values[r], columns[r][5], weights[r], width, weighted, static_cast<A>(huber));
+    }
+    if (moments)
+      add_columns<6, false, true>(sums, count, columns, weights, width);
+    else if (weighted)
+      add_columns<5, true, false>(sums, count, columns, weights, width);
+    else
+      add_columns<5, false, false>(sums, count, columns, weights, width);
+  }
+  const int products = moments ? kMostProducts : 15;
+  for (int p = 0; p < products; ++p) {
+    result[p] = 0;
+    for (int lane = 0; lane < kDoubles; ++lane) result[p] += sums[p * kDoubles + lane];
+  }
+  if (moments) result[kMostProducts - 1] = static_cast<double>((end - begin) * width);
 }
 
 // Rows [begin, end) of channels [c, c_end) of the gradient by one image, summed over all its boxes in their order by
@@ -442,7 +573,8 @@ template <class T>
 Kernels<T> kernels() {
   using A = SumOf<T>;
   using O = ResultOf<T>;
-  return {DIFFCROP_LOOKUPS, crop_rows<T, O, A>, jacobian_rows<T, O, A>, box_rows<T, O, A>, image_rows<O, A>};
+  return {DIFFCROP_LOOKUPS, crop_rows<T, O, A>, jacobian_rows<T, O, A>,
+          gram_rows<T, A>,  box_rows<T, O, A>,  image_rows<O, A>};
 }
 template Kernels<double> kernels();
 template Kernels<float> kernels();

@@ -56,18 +56,14 @@ def zncc(sums: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     P takes the mean of each channel off, and J_u = (P J - u u^T P J) / |P crop|.
     """
     means = sums[..., :-1, -1:] / count
-    total = sums.sum(1)[:, :-1, :-1]
-    centred = (sums[..., :-1, :-1] - count * means * means.mT).sum(1)
-    square, before = (t.diagonal(dim1=-2, dim2=-1)[:, -2:] for t in (centred, total))
-    flat = (square <= FLAT * before).any(-1)
-    crop, target = torch.where(flat[:, None], 1.0, square).sqrt().unbind(-1)
-    slopes, along, by_target = centred[:, :-2, :-2], centred[:, :-2, -2] / crop[:, None], centred[:, :-2, -1]
-    correlation = centred[:, -2, -1] / (crop * target)
-    hessian = (slopes - along[:, :, None] * along[:, None, :]) / crop.square()[:, None, None]
-    gradient = (correlation[:, None] * along - by_target / target[:, None]) / crop[:, None]
-    loss = (1 - correlation).clamp(min=0.0)
-    return (
-        hessian.masked_fill(flat[:, None, None], 0.0),
-        gradient.masked_fill(flat[:, None], 0.0),
-        loss.masked_fill(flat, 1.0),
-    )
+    centred = (sums[..., :-1, :-1] - means * sums[..., -1:, :-1]).sum(1)
+    square = centred.diagonal(dim1=-2, dim2=-1)[:, -2:]
+    flat = square <= FLAT * sums.sum(1).diagonal(dim1=-2, dim2=-1)[:, -3:-1]
+    # Divided by infinity, all is zero. NaN is not flat.
+    norms = torch.where(flat.any(-1, keepdim=True), torch.inf, square).sqrt()
+    by_crop, by_target = (centred[..., -2:] / norms.unsqueeze(-2)).unbind(-1)
+    norm, along = norms[:, :1], by_crop[:, :-2]
+    correlation = by_target[:, -2:-1] / norm
+    hessian = (centred[:, :-2, :-2] - along.unsqueeze(-1) * along.unsqueeze(-2)) / (norm * norm).unsqueeze(-1)
+    gradient = (correlation * along - by_target[:, :-2]) / norm
+    return hessian, gradient, (1 - correlation.squeeze(-1)).clamp(min=0.0)

@@ -161,7 +161,7 @@ def gram(
 
     Without derivatives of its own.
     """
-    if impl in _crop_gram and impl != "cpu":
+    if impl in _crop_gram:
         if not torch.compiler.is_compiling():
             _flops.ensure()
         return _crop_gram[impl](_readable(images, options), boxes, index, targets, metric, huber, *options)
