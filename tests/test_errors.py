@@ -17,7 +17,7 @@ from torch.distributed.tensor import Partial, Replicate, Shard
 
 import diffcrop
 import test_boxes
-from diffcrop import _check, _check_crop, _ops, coverage, crop, crop_with_jacobian
+from diffcrop import _check, _check_crop, _ops, coverage, crop, crop_with_jacobian, normal_equations
 
 IMAGES = torch.zeros(2, 3, 8, 9)
 IMAGE = IMAGES[0]
@@ -58,6 +58,20 @@ def options(images=IMAGES, boxes=BOX, **options):
 
 def jacobian(*args, **options):
     return lambda: crop_with_jacobian(*args, **options)
+
+
+def equations(images=IMAGES, boxes=BOXES, targets=IMAGES, **options):
+    return lambda: normal_equations(images, boxes, targets, **options)
+
+
+def with_tangent(value):
+    """A call inside forward mode, with a tangent on the boxes."""
+
+    def call():
+        with torch.autograd.forward_ad.dual_level():
+            normal_equations(IMAGES, torch.autograd.forward_ad.make_dual(value, value), IMAGES)
+
+    return call
 
 
 def covered(*args, **options):
@@ -350,6 +364,47 @@ CASES = [
     (ValueError, jacobian(IMAGES, BOXES, 0), "size must be at least 1", "0 (int)"),
     (ValueError, jacobian(IMAGES, BOXES, 4, batch_index=INDEX + 1), "batch_index must lie in 0..1", "got 2"),
     (ValueError, jacobian(IMAGES, BOXES, 4, mode="area", antialias=False), "mode='area'", "antialias=True"),
+    # normal_equations
+    (TypeError, equations([IMAGE]), "normal_equations takes tensors, not lists", "each image"),
+    (TypeError, equations(boxes=[BOXES]), "normal_equations takes tensors, not lists"),
+    (TypeError, equations(None), "images must be a tensor", "None"),
+    (TypeError, equations(boxes=None), "boxes must be a tensor", "None"),
+    (ValueError, equations(boxes=BOXES[:1]), "B = 2", "(1, 4)"),
+    (ValueError, equations(batch_index=INDEX + 1), "batch_index must lie in 0..1", "got 2"),
+    (ValueError, equations(mode="nearest"), "mode='nearest' has no derivative", "another mode"),
+    (ValueError, equations(impl="cuda"), "impl must be one of", "'cuda'"),
+    (TypeError, equations(targets=None), "targets must be a tensor of shape (..., C, h, w)", "None", "torch.as_tensor"),
+    (TypeError, equations(targets=IMAGES.to(torch.complex64)), "targets must be floating-point", "complex64"),
+    (TypeError, equations(targets=torch.eye(3).to_sparse()), "targets must be a dense tensor", "targets.to_dense()"),
+    (ValueError, equations(targets=torch.zeros(4)), "targets must have shape (..., C, h, w)", "(4,)"),
+    (ValueError, equations(targets=torch.zeros(3, 0, 4)), "targets must have shape", "one pixel", "(3, 0, 4)"),
+    (ValueError, equations(targets=torch.zeros(2, 4, 4)), "shape of the crops, (2, 3, 4, 4)", "got (2, 4, 4)"),
+    (ValueError, equations(targets=torch.zeros(5, 3, 4, 4)), "targets", "(2, 3, 4, 4)", "(5, 3, 4, 4)", "leading"),
+    (ValueError, equations(targets=torch.zeros(1, 2, 3, 4, 4)), "targets", "(2, 3, 4, 4)", "(1, 2, 3, 4, 4)"),
+    (ValueError, equations(targets=IMAGES.to("meta")), "images and targets", "cpu and meta", "targets.to('cpu')"),
+    (ValueError, equations(metric="ncc"), "metric must be one of 'l2', 'zncc'", "did you mean 'zncc'?"),
+    (TypeError, equations(metric=2), "metric must be one of", "2 (int)"),
+    (ValueError, equations(metric="zncc", huber=1.0), "huber belongs to metric='l2'", "huber=1.0", "leave it out"),
+    (TypeError, equations(huber="1"), "huber must be a number", "'1' (str)"),
+    (TypeError, equations(huber=True), "huber must be a number", "True (bool)"),
+    (ValueError, equations(huber=0), "huber must be more than 0", "got 0"),
+    (ValueError, equations(huber=float("nan")), "huber must be more than 0", "nan"),
+    (ValueError, equations(boxes=BOXES.clone().requires_grad_()), "boxes requires grad", "no_grad", "boxes.detach()"),
+    (ValueError, equations(IMAGES.clone().requires_grad_()), "images requires grad", "crop_with_jacobian"),
+    (ValueError, equations(targets=IMAGES.clone().requires_grad_()), "targets requires grad", "targets.detach()"),
+    (ValueError, with_tangent(BOXES), "boxes requires grad or has a tangent"),
+    (
+        ValueError,
+        lambda: torch.func.vmap(lambda b: normal_equations(IMAGES, b, IMAGES).loss)(BOXES[None]),
+        "torch.func transforms",
+        "crop_with_jacobian",
+    ),
+    (
+        ValueError,
+        lambda: torch.func.grad(lambda b: normal_equations(IMAGES, b, IMAGES).loss.sum())(BOXES),
+        "torch.func transforms",
+    ),
+    (TypeError, equations(shards(IMAGES, Shard(0)), shards(BOXES, Shard(0))), "DTensor of images", "images.to_local()"),
     # coverage
     (TypeError, covered([1, 2, 3, 4], 4, 8), "boxes must be a tensor", "[1, 2, 3, 4] (list)"),
     (ValueError, covered(BOX, 0, 8), "size must be at least 1", "0 (int)"),
@@ -369,6 +424,7 @@ def no_work(monkeypatch):
 
     monkeypatch.setattr(_ops, "crop", worked)
     monkeypatch.setattr(_ops, "jacobian", worked)
+    monkeypatch.setattr(_ops, "gram", worked)
 
 
 @pytest.mark.parametrize(("error", "call", "words"), [
@@ -420,6 +476,9 @@ def test_values_are_looked_at_only_where_that_is_free():
         assert result[1].isnan().all()
 
 
+CHECKING = (_check, _check_crop, *(sys.modules[f.__module__] for f in (crop, normal_equations)))
+
+
 def raises_in(module):
     """First and last line of every `raise` of a module."""
     tree = ast.parse(Path(module.__file__).read_text())
@@ -428,7 +487,7 @@ def raises_in(module):
 
 def test_every_raise_has_a_case():
     """Run the cases (and those of the box functions) under a tracer: no `raise` of the checks is left out."""
-    modules = {module.__file__: module for module in (_check, _check_crop, sys.modules[crop.__module__])}
+    modules = {module.__file__: module for module in CHECKING}
     seen = {name: set() for name in modules}
 
     def trace(frame, event, argument):
