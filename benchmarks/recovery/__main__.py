@@ -49,6 +49,7 @@ def _run(
     record: Annotated[
         bool, typer.Option("--record", help="Measure what is named anew, and put it into what is recorded.")
     ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on with a run that was stopped.")] = False,
     out: Annotated[Path | None, typer.Option(help="Where to record it; benchmarks/results by default.")] = None,
 ) -> None:
     """Measure everything, or what is named. A run that was stopped goes on where it was. Fails if a gate is red."""
@@ -74,11 +75,16 @@ def _run(
     directions = {} if names or variants else {name: DIRECTIONS for one in SETS for name in SETS[one]}
     if small or pictures:
         directions = {name: 2 if small else n for name, n in directions.items() if name in pictures or not pictures}
-    unfinished = out.with_suffix(".json.unfinished") if out else None
-    before = measure.read(unfinished) if unfinished else None
+    # What a part left behind holds rows of the run before it, which are not those of a whole run that goes on.
+    unfinished = out.with_suffix(".json.part.unfinished" if part else ".json.unfinished") if out else None
+    before = measure.read(unfinished) if unfinished and not fresh else None
     if before is not None and before["seed"] != seed:
         before = None
-    if before is None and record and out is not None:
+    if before is not None:
+        print(f"going on with what was begun {before['runs'][0]['started']}; --fresh begins anew")
+        if not part:
+            before |= {"rows": [row for row in before["rows"] if measure.cell_of(row) in plan]}
+    elif part and record and out is not None:
         before = _without(measure.read(out), plan)
     made = measure.record(
         plan,
@@ -88,6 +94,7 @@ def _run(
         workers=workers or measure.default_workers(),
         out=unfinished,
         before=before,
+        order=cells(wanted=lambda _: True),
         told=_tell,
     )
     if out and unfinished:

@@ -8,7 +8,7 @@ import math
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -89,12 +89,13 @@ def record(
     workers: int,
     out: Path | None,
     before: Mapping[str, Any] | None = None,
+    order: Iterable[Cell] | None = None,
     told: Done = lambda _: None,
 ) -> dict[str, Any]:
     """Measure ``wanted`` cells, the direction gate on so many boxes of photographs, and so many calls of each latency.
 
-    ``before`` is a record whose rows are kept: those that are wanted again with more boxes excepted. ``told`` is given
-    each new row. What is there so far is in ``out``.
+    ``before`` is a record whose rows are kept: those that are wanted again with more boxes excepted; ``order`` is that
+    of all rows, where it is not that of the wanted. ``told`` is given each new row. What is there so far is in ``out``.
     """
     made: dict[str, Any] = {
         "format": FORMAT,
@@ -148,8 +149,8 @@ def record(
     if latencies and not made["latency"]:
         made["latency"] = [row | {"run": number} for row in latency.measure(latencies)]
     # In the order of the plan, not in that in which workers were done.
-    order = {cell: place for place, cell in enumerate(wanted)}
-    made["rows"].sort(key=lambda row: order.get(cell_of(row), len(order)))
+    places = {cell: place for place, cell in enumerate(order or wanted)}
+    made["rows"].sort(key=lambda row: places.get(cell_of(row), len(places)))
     most: dict[str, int] = {}
     for row in made["rows"]:
         most[row["photograph"]] = max(row["boxes"], most.get(row["photograph"], 0))

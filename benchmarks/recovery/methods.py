@@ -112,7 +112,8 @@ def _locate(image: Tensor, start: Tensor, targets: Tensor, *, from_start: bool =
         how["init"] = start
     began = time.perf_counter()
     found = locate(image, targets, **how)
-    return Answer(found.box.to(start.dtype), time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return Answer(found.box.to(start.dtype), seconds, found.trace.boxes.to(start.dtype))
 
 
 # Positions in float32 between -1 and 1 are off by up to 1e-4 pixels of a photograph, and kornia solves a linear system
@@ -133,12 +134,14 @@ def _bilinear(name: str, about: str, rate: float) -> Method:
     return _ours(name, about, _adam(ours("bilinear"), rate))
 
 
-def _search(name: str, filter_: str, /, **how: Any) -> Method:
-    """Without a start. ``filter_`` is the mode that it crops with."""
-    given = ", ".join(f"{option}={value!r}" for option, value in how.items())
-    about = f"`locate({given})` in the whole photograph"
+def _located(name: str, **how: Any) -> Method:
+    """Of several filters, the default, that which fits best is the answer's; the gate looks at the first of them."""
+    given = ", ".join("init=..." if option == "from_start" else f"{option}={value!r}" for option, value in how.items())
+    where = "from the start" if "from_start" in how else "in the whole photograph"
+    filters = "" if "mode" in how else ", of the filters that it tries the one that fits best"
     run = functools.partial(_locate, **how)
-    return _ours(name, about, run, filter_, starts=False, functions=("locate",))
+    about = f"`locate({given})` {where}{filters}"
+    return _ours(name, about, run, starts="from_start" in how, functions=("locate",))
 
 
 _ALL = (
@@ -171,16 +174,10 @@ _ALL = (
         functools.partial(_fit_boxes, schedule="coarse-to-fine", starts=16),
         functions=("fit_boxes",),
     ),
-    _ours(
-        "locate, init",
-        "`locate(init=...)` from the start, bilinear",
-        functools.partial(_locate, from_start=True),
-        functions=("locate",),
-    ),
-    _search("locate", "bilinear"),
-    _search("locate bicubic", "bicubic", mode="bicubic"),
-    _search("locate lanczos3", "lanczos3", mode="lanczos3"),
-    _search("locate zncc", "bilinear", metric="zncc"),
+    _located("locate, init", from_start=True),
+    _located("locate"),
+    _located("locate bilinear", mode="bilinear"),
+    _located("locate zncc", metric="zncc"),
 )
 METHODS = {one.name: one for one in _ALL}
 # The recipe at other rates, to see whether the one above handicaps it.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from .methods import METHODS, SWEEP, Method
 from .photographs import SETS
-from .problems import REDUCTIONS
+from .problems import MODES, REDUCTIONS
 
 KNOWN: dict[str, Method] = METHODS | SWEEP
 # The target that diffcrop crops with the method's own filter.
@@ -19,6 +19,8 @@ OWN = "own"
 LANCZOS = "pillow lanczos"
 PILLOW = ("pillow bilinear", "pillow bicubic", LANCZOS)
 COARSE = (4, 8, 16)
+# The filters that `locate` tries where none is named.
+TRIED = ("bilinear", "bicubic", "lanczos3", "area")
 
 
 @dataclass(frozen=True, order=True)
@@ -53,38 +55,20 @@ class Block:
 
 
 _CENTRAL = ("recipe + Adam", "bilinear + Adam", "blur schedule + Adam", "LM", "locate, init")
+_FILTERS = tuple(f"{mode} + Adam" for mode in MODES)
 BLOCKS = (
-    # Slow methods that hardly differ where nothing is reduced are asked where it matters.
-    Block("held out", _CENTRAL, (LANCZOS,), ("held-out",), 8),
-    Block("kornia", ("kornia + Adam",), (LANCZOS,), ("held-out",), 8, reductions=(8, 16)),
-    Block(
-        "filters",
-        ("bicubic + Adam", "lanczos3 + Adam", "area + Adam", "gaussian + Adam"),
-        (LANCZOS,),
-        ("held-out",),
-        8,
-        reductions=COARSE,
-    ),
-    Block("textures", _CENTRAL, (LANCZOS,), ("textures",), 8, reductions=COARSE),
+    Block("held out", (*_CENTRAL, "kornia + Adam", *_FILTERS), (LANCZOS,), ("held-out",), 10),
+    Block("textures", _CENTRAL, (LANCZOS,), ("textures",), 10, reductions=COARSE),
     # Sixteen starts take eight times as long as one.
-    Block("fit", ("fit_boxes",), (LANCZOS,), ("held-out",), 3),
-    Block(
-        "same filter",
-        (*(f"{mode} + Adam" for mode in ("bilinear", "bicubic", "lanczos3", "area", "gaussian")), "LM"),
-        (OWN,),
-        ("held-out",),
-        2,
-        reductions=COARSE,
-    ),
-    Block("LM, same filter", ("LM",), (OWN,), ("held-out",), 8),
+    Block("fit", ("fit_boxes",), (LANCZOS,), ("held-out",), 5),
+    Block("same filter", (*_FILTERS, "LM"), (OWN,), ("held-out",), 4, reductions=COARSE),
     # With 200 problems one that is missed is half a percent.
     Block("search", ("locate",), PILLOW, ("held-out", "textures"), 25),
-    Block("search, same filter", ("locate", "locate bicubic", "locate lanczos3"), (OWN,), ("held-out",), 8),
-    Block("search, Pillow's bicubic", ("locate bicubic",), ("pillow bicubic",), ("held-out",), 8),
-    Block("search, Pillow's LANCZOS", ("locate lanczos3",), (LANCZOS,), ("held-out",), 8),
+    Block("search, our filters", ("locate",), tuple(f"diffcrop {mode}" for mode in TRIED), ("held-out",), 8),
+    Block("search, one filter", ("locate bilinear",), (LANCZOS, OWN), ("held-out",), 8),
     Block(
         "spoilt",
-        (*_CENTRAL, "locate", "locate zncc"),
+        (*_CENTRAL, "locate", "locate bilinear", "locate zncc"),
         ("diffcrop bilinear",),
         ("held-out",),
         8,

@@ -13,8 +13,8 @@ from . import charts, direction
 from .goals import BOUND, ERROR, GOALS, LATENCY, check
 from .methods import METHODS, SWEEP
 from .photographs import FILES, SETS
-from .plan import COARSE, KNOWN, LANCZOS, PILLOW
-from .problems import DISPLACEMENTS, REDUCTIONS, VARIANTS
+from .plan import COARSE, KNOWN, LANCZOS
+from .problems import DISPLACEMENTS, REDUCTIONS, TARGETS, VARIANTS
 from .results import Recorded, Share, Solved, efficiency, median_error, median_steps, share
 
 BEGIN, END = "<!-- recovery:begin -->", "<!-- recovery:end -->"
@@ -37,7 +37,7 @@ def section(recorded: Recorded, drawn: Iterable[str]) -> str:
         ("Recovered", _recovered(recorded, drawn)),
         ("Textures", _textures(recorded)),
         ("How exactly", _errors(recorded, drawn)),
-        ("Targets by other filters", _filters(recorded)),
+        ("Searches, by who cropped the target", _filters(recorded)),
         ("Noise, and changed gain", _spoilt(recorded)),
         ("Does the gradient point toward the box?", _direction(recorded)),
         ("Time and steps", _time(recorded)),
@@ -184,7 +184,7 @@ def _error(problems: Sequence[Solved], by_reduction: int = 1) -> str:
 def _filters(recorded: Recorded) -> str:
     rows = []
     for photographs in ("held-out", "textures"):
-        for target in PILLOW:
+        for target in TARGETS:
             for name in _shown(recorded):
                 if KNOWN[name].starts:
                     continue
