@@ -29,6 +29,7 @@ from ._api import (
 )
 
 from . import nn  # isort: skip - it uses the names above
+from .search import FittedBoxes, fit_boxes  # isort: skip - and so does this
 
 try:
     __version__ = _metadata.version("diffcrop")
@@ -37,18 +38,21 @@ except _metadata.PackageNotFoundError:  # a source tree on the path, never insta
 
 __all__ = [
     "CropWithJacobian",
+    "FittedBoxes",
     "NormalEquations",
     "boxes_to_theta",
     "convert_boxes",
     "coverage",
     "crop",
     "crop_with_jacobian",
+    "fit_boxes",
     "implementations",
     "invert_boxes",
     "map_boxes",
     "map_points",
     "nn",
     "normal_equations",
+    "search",
     "simd_level",
     "theta_to_boxes",
 ]
