@@ -713,6 +713,10 @@ def test_without_any_library(monkeypatch, clock):
 # --- the trace --------------------------------------------------------------------------------------------------------
 
 
+def test_a_result_can_be_printed():
+    assert "trace=Trace(boxes of shape (7, 1, 4))" in repr(fit(steps=6))
+
+
 def test_plots():
     figure = pytest.importorskip("matplotlib.figure")
     result = fit(torch.stack([NEAR, NEAR + 2]), truth=TRUTH.expand(2, 4), starts=3, schedule="coarse-to-fine", steps=8)

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 __all__ = ["FitStep", "FittedBoxes", "Trace"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Trace:
     """Every box that `diffcrop.fit_boxes` looked at, and its score.
 
-    A stage of n steps looks at n + 1 boxes for each start, so T is the number of steps and stages in all.
+    A stage of n steps looks at n + 1 boxes for each start, so T is the number of steps plus that of stages.
 
     Attributes:
         boxes: (T, starts, ..., 4), with the leading shape, the format and the coordinates of the result. NaN while a
@@ -36,10 +36,14 @@ class Trace:
     stage: Tensor
     blur: Tensor
     # How to read `boxes`: what convert_boxes needs to make pixel corners of them.
-    convention: dict[str, Any] = field(default_factory=dict, repr=False)
+    convention: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def __repr__(self) -> str:
+        # All the numbers would bury a result that is printed.
+        return f"Trace(boxes of shape {tuple(self.boxes.shape)})"
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the scores by step, a line for each start of each box, dashed where a stage begins. Needs matplotlib.
