@@ -226,7 +226,7 @@ def test_examples_run(example):
     assert not failures, "".join(said)
 
 
-RECORDS = {"CropWithJacobian", "FittedBoxes", "NormalEquations"}
+RECORDS = {"CropWithJacobian", "FittedBoxes", "Location", "NormalEquations"}
 
 
 # Every function of the package that a user calls has an example, bar those that only answer a question.

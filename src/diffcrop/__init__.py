@@ -29,7 +29,7 @@ from ._api import (
 )
 
 from . import nn  # isort: skip - it uses the names above
-from .search import FittedBoxes, fit_boxes  # isort: skip - and so does this
+from .search import FittedBoxes, Location, fit_boxes, locate  # isort: skip - and so does this
 
 try:
     __version__ = _metadata.version("diffcrop")
@@ -39,6 +39,7 @@ except _metadata.PackageNotFoundError:  # a source tree on the path, never insta
 __all__ = [
     "CropWithJacobian",
     "FittedBoxes",
+    "Location",
     "NormalEquations",
     "boxes_to_theta",
     "convert_boxes",
@@ -48,6 +49,7 @@ __all__ = [
     "fit_boxes",
     "implementations",
     "invert_boxes",
+    "locate",
     "map_boxes",
     "map_points",
     "nn",

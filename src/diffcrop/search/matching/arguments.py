@@ -1,0 +1,205 @@
+"""What `locate` refuses, and its arguments in one shape."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+MODES = ("bilinear", "bicubic", "lanczos3", "area", "gaussian")
+METRICS = ("l2", "zncc")
+ASPECTS = ("free", "fixed")
+
+
+class Problem(NamedTuple):
+    """Images (B, C, H, W), templates (B, T, C, h, w), starts (B, T, 4) or None, and the shape of the answer."""
+
+    images: Tensor
+    templates: Tensor
+    init: Tensor | None
+    leading: tuple[int, ...]
+
+
+def problem(image: Any, template: Any, init: Any) -> Problem:
+    """Check the tensors and bring them to one shape."""
+    images, templates = _pixels(image, "image", (3, 4)), _pixels(template, "template", (3, 4, 5))
+    images, templates, leading = _batches(images, templates)
+    if images.device != templates.device:
+        raise ValueError(
+            f"image and template must be on the same device, got {images.device} and {templates.device}; "
+            f"move one with template.to({str(images.device)!r})"
+        )
+    if images.is_floating_point() != templates.is_floating_point():
+        raise ValueError(
+            f"image and template must be in the same units, got {images.dtype} and {templates.dtype}: integers are "
+            "taken with their values unscaled, so 255 is not 1.0; convert one, as in template.float() or template / 255"
+        )
+    for i, (extent, own) in enumerate(zip(images.shape[2:], templates.shape[3:], strict=True)):
+        if own > extent:
+            side = ("height", "width")[i]
+            raise ValueError(
+                f"template must not be larger than the image, got a {side} of {own} in an image of {extent}; "
+                "reduce it, as in diffcrop.crop(template, whole, size), or swap the two"
+            )
+    _finite(images, "image")
+    _finite(templates, "template")
+    _contrast(templates)
+    start = None if init is None else _init(init, leading, images.device)
+    if start is not None:
+        start = start.reshape(*templates.shape[:2], 4)
+    return Problem(images, templates, start, leading)
+
+
+def _pixels(value: Any, name: str, ranks: tuple[int, ...]) -> Tensor:
+    shapes = {3: "(C, H, W)", 4: "(B, C, H, W)" if name == "image" else "(T, C, h, w)", 5: "(B, T, C, h, w)"}
+    wanted = " or ".join(shapes[rank] for rank in ranks)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor of shape {wanted}, got {value!r:.80} ({type(value).__name__})")
+    if value.is_complex():
+        raise TypeError(f"{name} must be real, got {value.dtype}")
+    if value.ndim not in ranks:
+        hint = f"; add the channels: {name}[None]" if value.ndim == 2 else ""
+        raise ValueError(f"{name} must have shape {wanted}, got shape {tuple(value.shape)}{hint}")
+    if value.numel() == 0:
+        raise ValueError(f"{name} must not be empty, got shape {tuple(value.shape)}")
+    return value.detach()
+
+
+def _batches(images: Tensor, templates: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """Images (B, ...), templates (B, T, ...), and the shape of the boxes."""
+    shapes = f"image of shape {tuple(images.shape)} and template of shape {tuple(templates.shape)}"
+    if images.shape[-3] != templates.shape[-3]:
+        raise ValueError(f"image and template must have the same number of channels, got {shapes}")
+    if images.ndim == 3:
+        if templates.ndim == 5:
+            raise ValueError(f"templates for each image of a batch need a batch of images, got {shapes}")
+        leading = tuple(templates.shape[:-3])
+        return images[None], templates.reshape(1, -1, *templates.shape[-3:]), leading
+    count = images.shape[0]
+    if templates.ndim == 3:
+        return images, templates.expand(count, 1, *templates.shape), (count,)
+    if templates.shape[0] != count:
+        raise ValueError(
+            f"a batch of B images takes one template (C, h, w) for all, one each (B, C, h, w) or T each "
+            f"(B, T, C, h, w), got {shapes}"
+        )
+    leading = tuple(templates.shape[:-3])
+    return images, templates.reshape(count, -1, *templates.shape[-3:]), leading
+
+
+def _finite(pixels: Tensor, name: str) -> None:
+    if pixels.is_floating_point() and not bool(torch.isfinite(pixels).all()):
+        count = int((~torch.isfinite(pixels)).sum())
+        raise ValueError(
+            f"{name} must be finite, got {count} NaN or infinite pixels of {pixels.numel()} "
+            f"(shape {tuple(pixels.shape)}); replace them, as in torch.nan_to_num({name})"
+        )
+
+
+def _contrast(templates: Tensor) -> None:
+    pixels = templates.double()
+    spread = (pixels - pixels.mean((-2, -1), keepdim=True)).square().mean((-3, -2, -1)).sqrt()
+    flat = spread <= 1e-5 * pixels.square().mean((-3, -2, -1)).sqrt()
+    if bool(flat.any()):
+        where = [int(i) for i in flat.nonzero()[0]]
+        raise ValueError(
+            f"template must have contrast to be found by, got a constant one (at {where} of {list(flat.shape)}, its "
+            f"standard deviation is {float(spread[tuple(where)]):.3g})"
+        )
+
+
+def _init(init: Any, leading: tuple[int, ...], device: torch.device) -> Tensor:
+    if not isinstance(init, Tensor):
+        try:
+            init = torch.as_tensor(init, dtype=torch.float64, device=device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"init must be a tensor of boxes (x0, y0, x1, y1), got {init!r:.80}") from error
+    if init.device != device:
+        raise ValueError(f"init must be on the image's device {device}, got {init.device}")
+    shape = (*leading, 4)
+    try:
+        boxes = init.detach().double().expand(shape)
+    except RuntimeError:
+        raise ValueError(
+            f"init must have shape {shape}, a box for each template, or broadcast to it, got shape {tuple(init.shape)}"
+        ) from None
+    if not bool(torch.isfinite(boxes).all()):
+        raise ValueError(f"init must be finite, got {init.tolist()!r:.120}")
+    if not bool((boxes[..., 2:] > boxes[..., :2]).all()):
+        raise ValueError(
+            f"init must be pixel boxes (x0, y0, x1, y1) with x0 < x1 and y0 < y1, got {init.tolist()!r:.120}"
+        )
+    return boxes
+
+
+def modes(value: Any) -> tuple[str, ...]:
+    """One filter or several."""
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"mode must be a filter's name or a sequence of names, got {value!r} ({type(value).__name__})")
+    for name in names:
+        if name not in MODES:
+            why = ", which has no derivative" if name == "nearest" else ""
+            raise ValueError(f"mode must be among {MODES}, got {name!r}{why}")
+    return tuple(dict.fromkeys(names))
+
+
+def choice(value: Any, name: str, choices: tuple[str, ...]) -> None:
+    """One of some names."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+
+
+def count(value: Any, name: str) -> int:
+    """An integer from 1 on."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return int(value)
+
+
+def positive(value: Any, name: str) -> float:
+    """A finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
+    number = float(value)
+    if not (number > 0 and math.isfinite(number)):
+        raise ValueError(f"{name} must be finite and above 0, got {value!r}")
+    return number
+
+
+def scales(value: Any) -> tuple[float, float]:
+    """The least and the greatest reduction."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+        raise TypeError(f"scales must be two numbers (least, greatest), image pixels per template pixel, got {value!r}")
+    low, high = (positive(number, f"scales[{i}]") for i, number in enumerate(value))
+    if low > high:
+        raise ValueError(f"scales must be (least, greatest), got {value!r}")
+    return low, high
+
+
+def searched(
+    image: tuple[int, int], template: tuple[int, int], fixed: bool, limits: tuple[float, float] | None, low: Any
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The least and the greatest sides (width, height) of the boxes to be searched; ``low`` where nobody says."""
+    fits = [side / own for side, own in zip(image, template, strict=True)]
+    most = [min(fits)] * 2 if fixed else fits
+    if limits is None:
+        least = [side / own for side, own in zip(low, template, strict=True)]
+    else:
+        least = [limits[0]] * 2
+        if limits[0] > min(fits):
+            raise ValueError(
+                f"scales must leave boxes that fit into the image: a template of {template[0]}x{template[1]} (width, "
+                f"height) fits an image of {image[0]}x{image[1]} up to a scale of {min(fits):g}, "
+                f"got at least {limits[0]:g}"
+            )
+        most = [min(scale, limits[1]) for scale in most]
+    least = [min(a, b) for a, b in zip(least, most, strict=True)]
+    width, height = template
+    return (width * least[0], height * least[1]), (width * most[0], height * most[1])

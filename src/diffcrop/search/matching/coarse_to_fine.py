@@ -1,0 +1,173 @@
+"""From candidates to the one box of each template: coarse to fine, then filter by filter, and how sure it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import diffcrop
+
+from . import exhaustive
+from .marquardt import levenberg_marquardt
+
+# Coarse to fine: the side of the crops that are compared, how many boxes are refined, and for how many steps.
+STAGES = ((8, 96, 10), (16, 32, 8), (32, 8, 6), (128, 3, 6), (512, 3, 6))
+_FINALISTS = 2
+# Boxes that overlap more (intersection over union) after they were refined are one.
+_SAME = 0.9
+# In those stages a crop's pixel has so many of the source's in each direction, unless the image has fewer.
+_PER_PIXEL = 2.0
+# Steps smaller than this, in pixels of the crop, are not worth another there.
+_ROUGHLY = 0.02
+
+
+class Path(NamedTuple):
+    """K boxes (P, K, 4) of each problem, losses and whether they settled (P, K), and all steps so far (n, P, K, 4)."""
+
+    boxes: Tensor
+    losses: Tensor
+    settled: Tensor
+    steps: Tensor
+
+    def take(self, places: Tensor) -> Path:
+        """Those at places (P, K')."""
+        box = places[..., None].expand(-1, -1, 4)
+        steps = self.steps.gather(2, box.expand(len(self.steps), -1, -1, -1))
+        return Path(self.boxes.gather(1, box), self.losses.gather(1, places), self.settled.gather(1, places), steps)
+
+    def best(self, keep: int) -> Path:
+        """The ``keep`` of least loss that differ, least first; NaN comes last."""
+        ordered = self.take(self.losses.nan_to_num(torch.inf).argsort(1))
+        return ordered.take(exhaustive.distinct(ordered.boxes, ordered.losses, keep, _SAME))
+
+
+def start(boxes: Tensor) -> Path:
+    """Paths that begin at boxes (P, K, 4), in the order of how good they are thought to be."""
+    rank = torch.arange(boxes.shape[1], dtype=boxes.dtype, device=boxes.device).expand(boxes.shape[:2])
+    return Path(boxes, rank, torch.zeros_like(rank, dtype=torch.bool), boxes[None])
+
+
+class Matcher(NamedTuple):
+    """P = B T problems, T templates in each of B images: images (B, C, H, W), templates (P, C, h, w).
+
+    ``options`` are those of `diffcrop.normal_equations`. Where the aspect is fixed, boxes keep the template's.
+    """
+
+    images: Tensor
+    templates: Tensor
+    options: dict[str, Any]
+    fixed: bool
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of the templates."""
+        return self.templates.shape[-2], self.templates.shape[-1]
+
+    def basis(self) -> Tensor | None:
+        """How a box may change, as columns (4, 3): along x, along y, and in size; None where it is free."""
+        if not self.fixed:
+            return None
+        height, width = self.size
+        columns = [[1, 0, 1, 0], [0, 1, 0, 1], [-width / 2, -height / 2, width / 2, height / 2]]
+        return torch.tensor(columns, dtype=torch.float64, device=self.images.device).T
+
+    def coarse_to_fine(self, given: Path, least: tuple[float, float], again: bool) -> Path:
+        """Refine at ever larger sizes, ever fewer boxes, to `_FINALISTS` that are worth the templates' own size.
+
+        ``least``: the smallest sides (x, y) of boxes to be expected, which the sources must resolve. ``again`` adds the
+        starts to each stage, as what a small size says may lead away from a good one.
+        """
+        height, width = self.size
+        whole = (height * width) ** 0.5
+        stages = [stage for stage in STAGES if stage[0] < 0.75 * whole] or [STAGES[0]]
+        path = given
+        for i, (side, keep, steps) in enumerate(stages):
+            size = tuple(max(round(n * min(side / whole, 1.0)), 1) for n in self.size)
+            if i and again:
+                path = _joined(path, given)
+            else:
+                path = path.take(self._first(min(keep, path.boxes.shape[1])))
+            source = exhaustive.resized(self.images, self._source_size(size, least))
+            path = self.refine(path, source, exhaustive.resized(self.templates, size), "area", steps, _ROUGHLY)
+            path = path.best(stages[i + 1][1] if i + 1 < len(stages) else _FINALISTS)
+        return _joined(path, given) if again else path
+
+    def best_filter(self, path: Path, names: Sequence[str], iterations: int, tolerance: float) -> tuple[Path, Tensor]:
+        """The one box of each problem (P, 1), and which of the filters explains its template best (P,)."""
+        best = self.refine(path, self.images, self.templates, names[0], iterations, tolerance).best(1)
+        which = torch.zeros(len(self.templates), dtype=torch.int64, device=self.images.device)
+        begin = best
+        for i, name in enumerate(names[1:], 1):
+            other = self.refine(begin, self.images, self.templates, name, iterations, tolerance)
+            better = other.losses < best.losses
+            best, which = _chosen(better, other, best), torch.where(better[:, 0], i, which)
+        return best, which
+
+    def refine(self, path: Path, images: Tensor, targets: Tensor, mode: str, steps: int, tolerance: float) -> Path:
+        """Go on from each box on images that may be reduced, against (P, C, h, w); the size of a step as there."""
+        problems, keep = path.boxes.shape[:2]
+        row = torch.arange(problems * keep, device=images.device)
+        index = row // (keep * (problems // len(images)))
+        wanted = targets[:, None].expand(-1, keep, -1, -1, -1).flatten(0, 1)
+        scale = torch.tensor(
+            [n / m for n, m in zip(images.shape[:1:-1], self.images.shape[:1:-1], strict=True)] * 2,
+            dtype=torch.float64,
+            device=images.device,
+        )
+        boxes = path.boxes.flatten(0, 1) * scale
+        sides = (boxes[:, 2:] - boxes[:, :2]) / torch.tensor(targets.shape[:1:-1], device=images.device)
+
+        def equations(at: Tensor) -> diffcrop.NormalEquations:
+            return diffcrop.normal_equations(images, at, wanted, batch_index=index, mode=mode, **self.options)
+
+        basis = self.basis()
+        if basis is not None:
+            basis = basis * scale[:, None]
+        descent = levenberg_marquardt(equations, boxes, sides.repeat(1, 2), steps, tolerance, basis)
+        shape = (problems, keep)
+        taken = (descent.path[1:] / scale).unflatten(1, shape)
+        return Path(
+            (descent.boxes / scale).unflatten(0, shape),
+            descent.losses.unflatten(0, shape),
+            descent.settled.unflatten(0, shape),
+            torch.cat([path.steps, taken]),
+        )
+
+    def _first(self, keep: int) -> Tensor:
+        return torch.arange(keep, device=self.images.device).expand(len(self.templates), -1)
+
+    def _source_size(self, size: Sequence[int], least: Sequence[float]) -> tuple[int, int]:
+        """(h, w) that the images are reduced to for crops of this size, or their own."""
+        extents = self.images.shape[-2:]
+        height, width = (
+            min(extent, math.ceil(_PER_PIXEL * n * extent / side))
+            for extent, n, side in zip(extents, size, reversed(least), strict=True)
+        )
+        return height, width
+
+
+def _joined(path: Path, other: Path) -> Path:
+    """The boxes of both; the shorter one was where it is for the missing steps."""
+    missing = len(path.steps) - len(other.steps)
+    waiting = torch.cat([other.steps[:1].expand(missing, -1, -1, -1), other.steps])
+    return Path(
+        torch.cat([path.boxes, other.boxes], 1),
+        torch.cat([path.losses, other.losses], 1),
+        torch.cat([path.settled, other.settled], 1),
+        torch.cat([path.steps, waiting], 2),
+    )
+
+
+def _chosen(first: Tensor, path: Path, other: Path) -> Path:
+    """Of two sets of boxes those of the one where ``first`` (P, K), else of the other. Their steps end alike."""
+    steps = torch.where(first[..., None], path.boxes, other.boxes)
+    return Path(
+        steps,
+        torch.where(first, path.losses, other.losses),
+        torch.where(first, path.settled, other.settled),
+        torch.cat([other.steps, steps[None]]),
+    )

@@ -1,0 +1,261 @@
+"""Every box of a grid over positions and both sides, scored at once: the global part of `locate`.
+
+Crops are separable, crop = W_y I W_x^T. So n_y intervals of rows and n_x intervals of columns, with the matrices of
+each stacked, are n_y n_x boxes in a few matrix products:
+
+    <T, crop> = sum_j (T^T W_y I)_j . (W_x)_j       for each template T
+    sum crop, sum crop^2                            once for all templates
+
+Intervals of one length lie so that they share their pixels: each is `SIDE` cells long and begins 1 / `phases` of a cell
+after the one before. So the squares are those of all cells, of which there are far fewer than pixels of all crops.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag, max_pool2d
+
+import diffcrop
+
+# The crops that are compared have so many rows and columns: the more there are, the nearer a candidate must lie.
+SIDE = 6
+# How fine a grid is, finest first: phases, and octaves from one side to the next. A candidate is off by a quarter of a
+# cell or half of one at most, and by about as much at its ends because of its side.
+_FINENESS = ((3, 0.17), (2, 0.2), (2, 0.25), (2, 0.3), (2, 0.36), (1, 0.36), (1, 0.42), (1, 0.5))
+
+Sides = tuple[float, float]
+
+
+class Level(NamedTuple):
+    """The intervals of one length along an axis: ``SIDE phases`` units from ``offset + k unit`` on, k = 0..steps."""
+
+    offset: float
+    unit: float
+    steps: int
+
+
+class Axis(NamedTuple):
+    """The intervals of an axis of ``extent`` pixels, level by level."""
+
+    extent: int
+    phases: int
+    levels: tuple[Level, ...]
+
+    def __len__(self) -> int:
+        return sum(level.steps + 1 for level in self.levels)
+
+    def intervals(self, device: torch.device) -> Tensor:
+        """(n, 2), in pixels."""
+        length = SIDE * self.phases
+        return torch.tensor(
+            [
+                (offset + k * unit, offset + (k + length) * unit)
+                for offset, unit, steps in self.levels
+                for k in range(steps + 1)
+            ],
+            dtype=torch.float64,
+            device=device,
+        )
+
+
+class Block(NamedTuple):
+    """Intervals of columns and of rows: each pair of them is a candidate."""
+
+    x: Axis
+    y: Axis
+
+
+def least_sides(image: Sides, template: Sides, fixed: bool) -> Sides:
+    """The smallest sides that are searched where nobody says: half the template's, but a twelfth of the image's."""
+    scales = [max(0.5, side / (12 * own)) for side, own in zip(image, template, strict=True)]
+    if fixed:
+        scales = [min(scales)] * 2
+    return template[0] * scales[0], template[1] * scales[1]
+
+
+@functools.lru_cache(maxsize=16)
+def grid(image: tuple[int, int], low: Sides, high: Sides, fixed: bool, candidates: int) -> tuple[Block, ...] | None:
+    """The finest grid of at most so many boxes in an image (width, height); None if the coarsest has more.
+
+    Sides run from ``low`` to ``high``, each axis for itself, or where the aspect is fixed both by the same factor.
+    """
+    for phases, octaves in _FINENESS:
+        blocks = tuple(_blocks(image, low, high, fixed, phases, octaves))
+        if sum(len(block.x) * len(block.y) for block in blocks) <= candidates:
+            return blocks
+    return None
+
+
+def _blocks(
+    image: tuple[int, int], low: Sides, high: Sides, fixed: bool, phases: int, octaves: float
+) -> Iterator[Block]:
+    x, y = (
+        [_level(extent, side, phases, fixed) for side in _geometric(top, bottom, octaves)]
+        for extent, bottom, top in zip(image, low, high, strict=True)
+    )
+    if fixed:
+        for one, other in zip(x, y, strict=True):
+            yield Block(Axis(image[0], phases, (one,)), Axis(image[1], phases, (other,)))
+    else:
+        # Rounded to steps that fit, two lengths may be one.
+        yield Block(*(Axis(n, phases, tuple(dict.fromkeys(levels))) for n, levels in zip(image, (x, y), strict=True)))
+
+
+def _geometric(top: float, bottom: float, octaves: float) -> list[float]:
+    """From the largest down to the smallest, evenly in their logarithms."""
+    steps = max(math.ceil(math.log2(top / bottom) / octaves - 1e-6), 1) if top > bottom else 0
+    return [top * (bottom / top) ** (i / steps) for i in range(steps)] + [bottom]
+
+
+def _level(extent: int, side: float, phases: int, exact: bool) -> Level:
+    """Intervals of about this length (or exactly), evenly spaced; from edge to edge where the length may change."""
+    length = SIDE * phases
+    if not exact:
+        units = max(round(length * extent / side), length)
+        return Level(0.0, extent / units, units - length)
+    unit = side / length
+    steps = max(math.floor((extent - side) / unit + 1e-9), 0)
+    return Level((extent - side - steps * unit) / 2, unit, steps)
+
+
+class Candidates(NamedTuple):
+    """The best of a grid for P problems: boxes (P, K, 4) in pixels and their costs (P, K), best first."""
+
+    boxes: Tensor
+    costs: Tensor
+
+
+def best_candidates(
+    image: Tensor, templates: Tensor, blocks: tuple[Block, ...], metric: str, keep: int, overlap: float
+) -> Candidates:
+    """The ``keep`` best boxes of the grid in one image (C, H, W) for each of T templates (T, C, h, w).
+
+    Those that are better than their neighbours on the grid, without any that overlaps a better one by more than
+    ``overlap`` (intersection over union). Costs are those of `normal_equations` on crops of one channel.
+    """
+    width, height = (_source_extent([block[axis] for block in blocks]) for axis in (0, 1))
+    source, small = _one_channel(resized(image, (height, width)).float(), resized(templates, (SIDE, SIDE)).float())
+    boxes, costs = [], []
+    for block in blocks:
+        x, y = _cells(block.x, source.shape[1], source.device), _cells(block.y, source.shape[0], source.device)
+        cost = _costs(source, small, x, y, metric)
+        # Candidates on a slope lead where their neighbours lead.
+        peaks = -max_pool2d(-cost[:, None], 3, 1, 1)[:, 0] == cost
+        cost = torch.where(peaks, cost, torch.inf).flatten(1)
+        found, place = cost.topk(min(4 * keep, cost.shape[1]), 1, largest=False)
+        x, y = (axis.intervals(image.device) for axis in block)
+        column, row = x[place % len(x)], y[place // len(x)]
+        boxes.append(torch.stack([column[..., 0], row[..., 0], column[..., 1], row[..., 1]], -1))
+        costs.append(found.to(torch.float64))
+    every, cost = torch.cat(boxes, 1), torch.cat(costs, 1)
+    cost, order = cost.sort(1)
+    cost, order = cost[:, : 4 * keep], order[:, : 4 * keep]
+    every = every.gather(1, order[..., None].expand(-1, -1, 4))
+    kept = distinct(every, cost, keep, overlap)
+    return Candidates(every.gather(1, kept[..., None].expand(-1, -1, 4)), cost.gather(1, kept))
+
+
+def distinct(boxes: Tensor, costs: Tensor, keep: int, overlap: float) -> Tensor:
+    """Non-maximum suppression: places (P, keep) of the best boxes (P, K, 4) that overlap no better one by more.
+
+    Boxes come best first. Where fewer are left, the best is repeated: results have one shape.
+    """
+    low = torch.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
+    high = torch.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
+    shared = (high - low).clamp(min=0).prod(-1)
+    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    near = (shared > overlap / (1 + overlap) * (area[:, :, None] + area[:, None])).float().tril(-1)
+    # A box is kept if no better one that is kept is near. The first is right at once, then whoever depends on it.
+    usable = costs.isfinite()
+    kept = usable
+    while True:
+        again = usable & ~(near @ kept.float()[..., None])[..., 0].bool()
+        if torch.equal(again, kept):
+            break
+        kept = again
+    places = torch.argsort(~kept, dim=1, stable=True)[:, :keep]
+    return torch.where(kept.gather(1, places), places, places[:, :1])
+
+
+def _source_extent(axes: list[Axis]) -> int:
+    """What an axis is reduced to: the cells of the smallest boxes are pixels then."""
+    cell = min(level.unit * axis.phases for axis in axes for level in axis.levels)
+    return min(axes[0].extent, math.ceil(axes[0].extent / cell))
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """All of each image at another (height, width), by area: means of means are the means of the whole."""
+    if tuple(images.shape[-2:]) == size:
+        return images
+    whole = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64, device=images.device)
+    return diffcrop.crop(images, whole, size, coords="unit", mode="area")
+
+
+def _one_channel(source: Tensor, templates: Tensor) -> tuple[Tensor, Tensor]:
+    """(H, W) and (T, h, w): the combination of channels, of norm 1, in which the templates vary most."""
+    if source.shape[0] == 1:
+        return source[0], templates[:, 0]
+    centred = templates - templates.mean((-2, -1), keepdim=True)
+    colours = centred.transpose(0, 1).flatten(1).double()
+    direction = torch.linalg.eigh(colours @ colours.T)[1][:, -1].to(source.dtype)
+    return torch.tensordot(direction, source, 1), torch.einsum("tchw,c->thw", templates, direction)
+
+
+class _Cells(NamedTuple):
+    """An axis on a source of m pixels: what each cell reads (c, m), and the cells of each interval, (n, SIDE)."""
+
+    weights: Tensor
+    members: Tensor
+
+    def rows(self) -> Tensor:
+        """What each interval's crop reads, (n, SIDE, m)."""
+        return self.weights[self.members]
+
+
+@functools.lru_cache(maxsize=32)
+def _cells(axis: Axis, pixels: int, device: torch.device) -> _Cells:
+    """The axis, reduced to so many pixels."""
+    starts, ends, members, count = [], [], [], 0
+    for offset, unit, steps in axis.levels:
+        cells = steps + 1 + (SIDE - 1) * axis.phases
+        starts += [offset + k * unit for k in range(cells)]
+        ends += [offset + (k + axis.phases) * unit for k in range(cells)]
+        members += [[count + k + i * axis.phases for i in range(SIDE)] for k in range(steps + 1)]
+        count += cells
+    scale = pixels / axis.extent
+    boxes = torch.zeros(count, 4, dtype=torch.float64, device=device)
+    boxes[:, 0], boxes[:, 2], boxes[:, 3] = torch.tensor(starts) * scale, torch.tensor(ends) * scale, pixels
+    unit_image = torch.eye(pixels, device=device)[None]
+    weights = diffcrop.crop(unit_image, boxes, (pixels, 1), mode="area")[:, 0, :, 0]
+    return _Cells(weights.contiguous(), torch.tensor(members, device=device))
+
+
+def _costs(source: Tensor, templates: Tensor, x: _Cells, y: _Cells, metric: str) -> Tensor:
+    """(T, n_y, n_x): half the squared difference ("l2"), or one minus the correlation ("zncc"), of every candidate."""
+    count = SIDE * SIDE
+    means = templates.mean((1, 2))
+    centred = templates - means[:, None, None]
+    across, down = x.rows(), y.rows()
+    # T^T W_y I, then its product with W_x, both summed over their axis of the crop.
+    left = torch.einsum("tij,yih->tyjh", centred, down).flatten(0, 2) @ source
+    products = left.view(len(templates), len(down), -1) @ across.flatten(1).T
+    cells = (y.weights @ source) @ x.weights.T
+    mean = _sums(cells, x, y) / count
+    variance = _sums(cells.square_(), x, y) - count * mean * mean
+    energy = centred.square().sum((1, 2))[:, None, None]
+    if metric == "zncc":
+        rounding = 1e-6 * count * source.square().mean()
+        return 1 - products / (variance.clamp(min=rounding) * energy).sqrt()
+    return (variance.clamp(min=0) + energy) / 2 - products + count / 2 * (mean - means[:, None, None]).square()
+
+
+def _sums(cells: Tensor, x: _Cells, y: _Cells) -> Tensor:
+    """Sums over the cells of every candidate, (n_y, n_x)."""
+    rows = embedding_bag(y.members, cells, mode="sum")
+    return embedding_bag(x.members, rows.T.contiguous(), mode="sum").T

@@ -1,0 +1,73 @@
+"""Levenberg and Marquardt's method for many boxes side by side, with the exact derivatives of the crop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import diffcrop
+
+# Damping is in units of the Hessian's diagonal, as Marquardt (1963) has it, so that it means the same for each side.
+_DAMPING, _LOWER, _RAISE, _LEAST, _MOST = 1e-3, 0.1, 8.0, 1e-9, 1e6
+# No corner moves farther at once, in units of the box's side.
+_FARTHEST = 0.3
+
+Equations = Callable[[Tensor], "diffcrop.NormalEquations"]
+
+
+class Descent(NamedTuple):
+    """R boxes after n steps (R, 4), their losses and whether a step was small (R,), and all steps (n + 1, R, 4)."""
+
+    boxes: Tensor
+    losses: Tensor
+    settled: Tensor
+    path: Tensor
+    path_losses: Tensor
+
+
+def levenberg_marquardt(
+    equations: Equations, boxes: Tensor, pixel: Tensor, iterations: int, tolerance: float, basis: Tensor | None = None
+) -> Descent:
+    """Minimise the losses of ``equations`` over boxes (R, 4), each by itself, until steps are small.
+
+    ``pixel`` (R, 4) is the size of a crop's pixel: a step is small when no number changes by more than ``tolerance`` of
+    it. With a ``basis`` (R, 4, n) boxes move in its columns alone.
+    """
+    hessian, gradient, loss = equations(boxes)
+    damping = torch.full_like(loss, _DAMPING)
+    settled = torch.zeros_like(loss, dtype=torch.bool)
+    path, losses = [boxes], [loss]
+    for _ in range(iterations):
+        step = _step(hessian, gradient, damping, basis)
+        sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+        step = step * (_FARTHEST / (step / sides).abs().amax(1, keepdim=True).clamp(min=_FARTHEST))
+        small = ((step / pixel).abs() < tolerance).all(1)
+        trial = boxes + step
+        hessian_there, gradient_there, loss_there = equations(trial)
+        better = loss_there < loss  # false for NaN
+        boxes = torch.where(better[:, None], trial, boxes)
+        hessian = torch.where(better[:, None, None], hessian_there, hessian)
+        gradient = torch.where(better[:, None], gradient_there, gradient)
+        loss = torch.where(better, loss_there, loss)
+        damping = torch.where(better, damping * _LOWER, damping * _RAISE).clamp(_LEAST, _MOST)
+        settled = settled | small
+        path.append(boxes)
+        losses.append(loss)
+        if settled.all():
+            break
+    return Descent(boxes, loss, settled, torch.stack(path), torch.stack(losses))
+
+
+def _step(hessian: Tensor, gradient: Tensor, damping: Tensor, basis: Tensor | None) -> Tensor:
+    if basis is not None:
+        hessian, gradient = basis.mT @ hessian @ basis, (basis.mT @ gradient[..., None])[..., 0]
+    diagonal = torch.diagonal(hessian, dim1=1, dim2=2)
+    # Where the template says nothing about a direction its diagonal is zero; the trace keeps the matrix regular.
+    floor = 1e-12 * diagonal.sum(1, keepdim=True) + torch.finfo(diagonal.dtype).tiny
+    damped = hessian + torch.diag_embed(damping[:, None] * diagonal + floor)
+    solution, failed = torch.linalg.solve_ex(damped, gradient)
+    step = -torch.where((failed == 0)[:, None], solution, 0).nan_to_num(0, 0, 0)
+    return step if basis is None else (basis @ step[..., None])[..., 0]
