@@ -54,7 +54,9 @@ def check(images: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int], side
         cotangent = torch.linspace(-1, 1, value.numel()).view(value.shape).to(value.dtype)
         wanted = [source for source in sources if source.requires_grad]
         gradients = torch.autograd.grad(value, wanted, place(cotangent))
-        found.append((value, *gradients))
+        with torch.no_grad():
+            equations = diffcrop.normal_equations(*sources, place(cotangent.contiguous()), impl="cpu", **options)
+        found.append((value, *gradients, *equations))
     for mine, copied in zip(*found, strict=True):
         assert torch.equal(mine, copied), (images.dtype, images.shape, size, options)
 

@@ -21,7 +21,7 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 @pytest.mark.parametrize("reduction", [0.3, 1.9, 2.8, 3.6, 9.0])
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 def test_no_other_pixel_is_read(mode, reduction, dtype, beside, generator):
-    """Pixels without a weight may be anything: crops and box gradients are the same bits."""
+    """Pixels without a weight may be anything: crops, box gradients and normal equations are the same bits."""
     rows, columns = 6, 37
     height, width = int(rows * reduction) + 9, int(columns * reduction) + 9
     for channels, layout in ((2, torch.contiguous_format), (3, torch.channels_last), (20, torch.channels_last)):
@@ -41,7 +41,11 @@ def test_no_other_pixel_is_read(mode, reduction, dtype, beside, generator):
                 wanted = box.clone().requires_grad_()
                 value = diffcrop.crop(source, wanted, (rows, columns), impl="cpu", **options)
                 cotangent = torch.linspace(-1, 1, value.numel()).view(value.shape).to(dtype)
-                found.append((value.detach(), *torch.autograd.grad(value, wanted, cotangent)))
+                gradients = torch.autograd.grad(value, wanted, cotangent)
+                equations = diffcrop.normal_equations(
+                    source.detach(), box, cotangent.contiguous(), impl="cpu", **options
+                )
+                found.append((value.detach(), *gradients, *equations))
             assert all(torch.isfinite(part).all() for part in found[1])
             assert all(torch.equal(mine, other) for mine, other in zip(*found, strict=True)), (channels, box)
 
