@@ -4,6 +4,7 @@ TORCH ?= torch==2.13.0
 # For example PIP_ARGS="--index-url ..." to take the small CPU build of torch on Linux.
 PIP_ARGS ?=
 DEMO_OUT ?= demo-out
+EXAMPLES_OUT ?= examples-out
 # Test processes.
 JOBS ?= 2
 
@@ -17,7 +18,7 @@ HAS_CXX := $(if $(shell command -v $(CXX) 2>/dev/null),1,0)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-slow bench bench-full recovery gpu-check check format wheel clean
+.PHONY: help venv demo test test-slow bench bench-full recovery examples gpu-check check format wheel clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -62,6 +63,11 @@ recovery: .venv/.bench ## which boxes are found again, by which method, and the 
 	$(BIN)/python -m benchmarks.recovery run
 	$(BIN)/python -m benchmarks.recovery report
 
+examples: venv ## the examples with pictures, in examples-out/: five minutes or so
+	$(BIN)/python examples/zoom_video.py -o $(EXAMPLES_OUT)/zoom_video
+	$(BIN)/python examples/refine_roi.py -o $(EXAMPLES_OUT)/refine_roi
+	$(BIN)/python examples/learn_where_to_look.py -o $(EXAMPLES_OUT)/learn_where_to_look
+
 # Whatever Python has a PyTorch for the GPU, with pytest; nothing is installed.
 gpu-check: ## on a machine with a GPU: the tests and benchmarks of its kernels, recorded (PYTHON=...)
 	PYTHONPATH=src $(PYTHON) -m pytest tests/test_triton.py
@@ -82,5 +88,5 @@ wheel: venv ## the py3-none wheel of this platform in dist/
 	DIFFCROP_REQUIRE_CPU=1 $(BIN)/python -m pip wheel --disable-pip-version-check --no-build-isolation --no-deps -w dist .
 
 clean: ## remove what was made, but keep .venv and its torch
-	rm -rf $(BUILT) build dist $(DEMO_OUT) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(BUILT) build dist $(DEMO_OUT) $(EXAMPLES_OUT) .pytest_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
