@@ -220,7 +220,8 @@ def _spoilt(recorded: Recorded) -> str:
         parts.append(
             "Root mean square error under noise over the Cramer-Rao bound, the least possible without bias, from the"
             " exact derivative at the truth: of the recovered, each in units of its own bound, where the bound is below"
-            " 1.5 % of the side. (Where it is not, those recovered are those that chance favoured.)\n\n"
+            " 1.5 % of the side. (Where it is not, those recovered are those that chance favoured. Of"
+            " methods with a start the same noise counts once for each displacement.)\n\n"
             + table(_head("method", COARSE), rows)
         )
     return "\n\n".join(parts)
