@@ -162,13 +162,10 @@ def test_without_init_boxes_start_in_the_middle(batch):
 def test_constraints_hold_at_every_step(schedule, aspect):
     """Brightness pulls out of the image on the right and makes the box small; neither is allowed."""
     image = torch.linspace(0, 1, W).expand(1, H, W).contiguous()
-    init = [[30.0, 10.0, 45.0, 20.0], [50.0, 30.0, 63.5, 39.0]]
+    init = [[30.0, 10.0, 45.0, 20.0], [50.0, 30.0, 63.5, 39.0]] if aspect is None else [[30.0, 10.0, 45.0, 20.0]] * 2
     result = diffcrop.fit_boxes(
-        image, lambda c: c.mean((1, 2, 3)), init, 4, steps=80, starts=6, schedule=schedule, spread=2.0,
-        min_size=9.0, inside=True, aspect=aspect, learning_rate=0.2,
-    ) if aspect is None else diffcrop.fit_boxes(
-        image, lambda c: c.mean((1, 2, 3)), [[30.0, 10.0, 45.0, 20.0]] * 2, 4, steps=80, starts=6, schedule=schedule,
-        spread=2.0, min_size=9.0, inside=True, aspect=aspect, learning_rate=0.2,
+        image, lambda c: c.mean((1, 2, 3)), init, 4, steps=80, starts=6, schedule=schedule, spread=2.0, min_size=9.0,
+        inside=True, aspect=aspect, learning_rate=0.2,
     )  # fmt: skip
     boxes = result.trace.boxes.reshape(-1, 4)
     boxes = torch.cat([boxes[boxes.isfinite().all(-1)], result.boxes])
@@ -393,6 +390,21 @@ def test_boxes_mean_the_same_in_blurred_images(align_corners):
         crop = sources.crop(boxes, (3, 33), int(sources.level(torch.tensor(sigma))), None)
         assert (crop - expected).abs().max() < 0.1 * max(sigma, 1), sigma
         assert (crop - expected).mean().abs() < 0.05, sigma
+
+
+@pytest.mark.parametrize(("padding", "outside"), [
+    ({"padding_mode": "zeros", "fill": 0.0}, 0.0), ({"padding_mode": "constant", "fill": 3.0}, 3.0),
+    ({"padding_mode": "border", "fill": 0.0}, 1.0), ({"padding_mode": "renormalize", "fill": 0.0}, 1.0),
+])  # fmt: skip
+def test_what_surrounds_the_image_is_blurred_into_it(padding, outside):
+    """A bright image: half a sigma from its edge 31 % of the bell are outside, far from it nothing is."""
+    image = torch.ones(1, 100, 100)
+    sources = Sources(image, {"mode": "bilinear", "antialias": True, "sigma": None, "align_corners": False,
+                              "impl": None, **padding})  # fmt: skip
+    boxes = torch.tensor([[1.0, 49.0, 3.0, 51.0], [49.0, 49.0, 51.0, 51.0]])
+    near, middle = sources.crop(boxes, 1, int(sources.level(torch.tensor(4.0))), None).flatten().tolist()
+    assert near == pytest.approx(0.691 + 0.309 * outside, abs=0.02)
+    assert middle == pytest.approx(1.0, abs=1e-5)
 
 
 def test_steps_are_shared_out():
@@ -730,6 +742,7 @@ def test_plots():
     ax = figure.Figure().subplots()
     assert result.trace.plot_boxes(ax) is ax
     assert len(ax.lines) == 2 * 3 * 2
+    assert all(math.isfinite(v) for line in ax.lines for v in (*line.get_xdata(), *line.get_ydata()))
     last = result.trace.boxes[-1, 0, 0].tolist()
     assert list(ax.lines[1].get_xdata()) == pytest.approx([last[i] for i in (0, 2, 2, 0, 0)])
     assert list(ax.lines[1].get_ydata()) == pytest.approx([last[i] for i in (1, 1, 3, 3, 1)])
