@@ -315,6 +315,18 @@ def test_what_is_wrong_is_not_counted(monkeypatch):
     assert "crop" in report.section(results.Recorded(made), [])
 
 
+def test_a_method_that_fails_is_told_of_and_the_others_are_measured(monkeypatch):
+    def run(image, start, targets):
+        if len(targets[0, 0]) == 8:
+            raise ValueError("nothing to go by")
+        return METHODS["LM"].run(image, start, targets)
+
+    monkeypatch.setitem(plan.KNOWN, "LM", dataclasses.replace(METHODS["LM"], run=run))
+    made = recorded(small_plan(8, 16))
+    assert [bool(row["offsets"]) for row in made["rows"]] == [True, True, False, False]
+    assert "ValueError: nothing to go by" in report.section(results.Recorded(made), [])
+
+
 def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "_SAVED_EVERY_S", 0.0)
     out = tmp_path / "recovery.json.unfinished"
