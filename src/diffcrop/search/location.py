@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,8 +18,8 @@ from .matching.exhaustive import Candidates
 
 # The filters that are tried where none is named: those that image programs use.
 MODES = ("bilinear", "bicubic", "lanczos3", "area")
-# Where nobody says: 20 ms or so of the search.
-_CANDIDATES = 400_000
+# Where nobody says: 20 ms or so of the search. What scales ask for may need more; the last of these some GB.
+_CANDIDATES = tuple(400_000 * 4**i for i in range(5))
 # Candidates that overlap more (intersection over union) are one.
 _NEAR = 0.6
 # The crop must explain so much of the template's variance, or it is not what was looked for.
@@ -27,9 +29,9 @@ _EXPLAINED = 0.5
 class LocateTrace(NamedTuple):
     """How `locate` came to its answer.
 
-    ``candidates`` (..., K, 4) with their ``costs`` (..., K): what the search proposed, best first, or ``init`` (with
-    NaN). ``boxes`` (n, ..., 4): the path from a candidate to the answer. ``modes`` (...): which of the filters in
-    ``names`` was chosen.
+    ``candidates`` (..., K, 4) with their ``costs`` (..., K): what the search proposed, best first (``init``, with NaN,
+    where ``reach`` is 0). ``boxes`` (n, ..., 4): the path from a candidate to the answer. ``modes`` (...): which of the
+    filters in ``names`` was chosen.
     """
 
     candidates: Tensor
@@ -58,6 +60,7 @@ def locate(
     metric: str = "l2",
     aspect: str = "free",
     scales: tuple[float, float] | None = None,
+    reach: float | None = None,
     candidates: int | None = None,
     iterations: int = 20,
     tolerance: float = 1e-4,
@@ -72,7 +75,7 @@ def locate(
     thousands of boxes, places and both sides, at 6 x 6 pixels in the one combination of channels in which the template
     varies most. The best that do not overlap are refined in all channels by Levenberg and Marquardt's method with the
     exact Jacobian of the crop (`normal_equations`), ever fewer of them at ever larger sizes, the last two at the
-    template's own, with every filter named. With ``init`` the refinement begins there.
+    template's own, with every filter named. With ``init`` only its surroundings are searched.
 
     >>> import torch, diffcrop
     >>> waves = torch.arange(96.0) * torch.linspace(0.1, 0.3, 96)  # of a length that tells where one is
@@ -99,6 +102,7 @@ def locate(
             =============  ===============  ============================================
 
         init: boxes (x0, y0, x1, y1) in pixels to begin at, of the result's shape or one that broadcasts to it.
+            The whole image is not searched then, but what is in ``reach``.
         mode: the filter that made the template, or several to try: that with the least residual is kept. The accuracy
             depends on it; the default tries those of image programs. All of `crop` but ``"nearest"``.
         metric: ``"l2"``: the squared difference. ``"zncc"``: of crop and template with each channel's mean taken off
@@ -107,8 +111,10 @@ def locate(
         scales: (least, greatest) number of image pixels for a template pixel that the search admits. By default from
             0.5, but from boxes of a twelfth of the image's sides, up to the whole image. Smaller boxes, as of a small
             template in a large image, have to be asked for: (0.8, 1.2) where it was cut out about as it is.
-        candidates: how many boxes the search scores at most, 400000 if None. More make a finer grid, which textures
-            that repeat themselves may need.
+        reach: for ``init``: also boxes are scored whose centre is up to so many of its sides away, with sides
+            exp(+-reach) of its own; 0.5 if None. With 0 the start is refined and nothing else.
+        candidates: how many boxes the search scores at most. More make a finer grid, which textures that repeat
+            themselves may need. If None 400000, or as many as the coarsest grid of the ``scales`` has.
         iterations: steps of the last refinement, at the template's own size, with each filter.
         tolerance: it ends when no side of the box moves by more than this part of a template's pixel.
         huber: for ``"l2"``: beyond this difference, in the images' units, the loss grows linearly and not with the
@@ -136,63 +142,94 @@ def locate(
     matching, over scales too.
 
     """
-    names = arguments.modes(mode)
+    names = arguments.modes(MODES[:-1] if mode is MODES and not antialias else mode)  # area needs antialiasing
     arguments.choice(metric, "metric", arguments.METRICS)
     arguments.choice(aspect, "aspect", arguments.ASPECTS)
     iterations = arguments.count(iterations, "iterations")
     tolerance = arguments.positive(tolerance, "tolerance")
-    budget = _CANDIDATES if candidates is None else arguments.count(candidates, "candidates")
+    budgets = _CANDIDATES if candidates is None else (arguments.count(candidates, "candidates"),)
     limits = None if scales is None else arguments.scales(scales)
-    if init is not None and (scales is not None or candidates is not None):
-        name = "scales" if scales is not None else "candidates"
-        raise ValueError(f"{name} is for the search of the whole image, which init replaces; give one of them")
-    with torch.no_grad():
+    reach = arguments.with_or_without_init(init, scales, candidates, reach)
+    with torch.no_grad(), _full_precision(image):
         problem = arguments.problem(image, template, init)
         options = {"antialias": antialias, "padding_mode": padding_mode, "metric": metric, "huber": huber, "impl": impl}
         matcher = Matcher(problem.images, problem.templates.flatten(0, 1), options, aspect == "fixed")
         _check_options(matcher, names)
+        given = None
         if problem.init is None:
-            proposed, least = _proposed(problem, metric, aspect == "fixed", limits, budget)
+            proposed, least = _proposed(problem, matcher, limits, budgets)
         else:
-            proposed, least = _given(problem.init.reshape(-1, 4), matcher)
-        path = matcher.coarse_to_fine(start(proposed.boxes), least, problem.init is not None)
+            boxes = _of_aspect(problem.init.reshape(-1, 4), matcher)
+            given = start(boxes[:, None])
+            proposed, least = _around(problem, matcher, boxes, reach)
+        path = matcher.coarse_to_fine(start(proposed.boxes), least, given)
         best, which = matcher.best_filter(path, names, iterations, tolerance)
         return _answer(matcher, best, which, names, proposed, problem.leading)
 
 
+def _full_precision(image: Any) -> contextlib.AbstractContextManager:
+    """Without autocast, which would round matrix products; the image may not be a tensor at all yet."""
+    device = image.device.type if isinstance(image, Tensor) else "cpu"
+    return (
+        torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else contextlib.nullcontext()
+    )
+
+
 def _proposed(
-    problem: arguments.Problem, metric: str, fixed: bool, limits: tuple[float, float] | None, budget: int
+    problem: arguments.Problem, matcher: Matcher, limits: tuple[float, float] | None, budgets: Sequence[int]
 ) -> tuple[Candidates, tuple[float, float]]:
-    """The best candidates of all images, boxes (P, K, 4), and the smallest sides that were searched."""
-    images, templates = problem.images, problem.templates
-    extent, size = (images.shape[-1], images.shape[-2]), (templates.shape[-1], templates.shape[-2])
-    low, high = arguments.searched(extent, size, fixed, limits, exhaustive.least_sides(extent, size, fixed))
-    blocks = exhaustive.grid(extent, low, high, fixed, budget)
+    """The best boxes of each whole image, (P, K, 4), and the smallest sides that were searched."""
+    extent, size = (matcher.images.shape[-1], matcher.images.shape[-2]), (matcher.size[1], matcher.size[0])
+    least = exhaustive.least_sides(extent, size, matcher.fixed)
+    low, high = arguments.searched(extent, size, matcher.fixed, limits, least)
+    grids = (exhaustive.grid(extent, low, high, matcher.fixed, budget) for budget in budgets)
+    blocks = next((grid for grid in grids if grid is not None), None)
     if blocks is None:
         raise ValueError(
-            f"candidates={budget} are too few to search boxes of {low[0]:.4g}x{low[1]:.4g} to "
+            f"candidates={budgets[-1]} are too few to search boxes of {low[0]:.4g}x{low[1]:.4g} to "
             f"{high[0]:.4g}x{high[1]:.4g} pixels (width, height); allow more, or narrow scales"
         )
-    keep = STAGES[0][1]
-    found = [
-        exhaustive.best_candidates(image, own, blocks, metric, keep, _NEAR)
-        for image, own in zip(images, templates, strict=True)
-    ]
-    return Candidates(torch.cat([f.boxes for f in found]), torch.cat([f.costs for f in found])), low
+    pairs = zip(problem.images, problem.templates, strict=True)
+    return _gathered([_best(matcher, image, own, blocks) for image, own in pairs]), low
 
 
-def _given(boxes: Tensor, matcher: Matcher) -> tuple[Candidates, tuple[float, float]]:
-    """Starts (P, 4) as the only candidates, of the template's aspect where that is fixed, and their least sides."""
+def _around(
+    problem: arguments.Problem, matcher: Matcher, boxes: Tensor, reach: float
+) -> tuple[Candidates, tuple[float, float]]:
+    """The best boxes in reach of each start (P, 4), and the smallest sides among them."""
+    shrunk = ((boxes[:, 2:] - boxes[:, :2]).amin(0) * math.exp(-reach)).tolist()
+    if reach == 0:
+        costs = torch.full((len(boxes), 1), torch.nan, dtype=torch.float64, device=boxes.device)
+        return Candidates(boxes[:, None], costs), (shrunk[0], shrunk[1])
+    height, width = matcher.images.shape[-2:]
+    found, each = [], problem.templates.shape[1]
+    for p, box in enumerate(boxes.tolist()):
+        blocks = exhaustive.grid_around((width, height), box, reach, matcher.fixed)
+        found.append(_best(matcher, matcher.images[p // each], matcher.templates[p : p + 1], blocks))
+    return _gathered(found), (shrunk[0], shrunk[1])
+
+
+def _best(matcher: Matcher, image: Tensor, templates: Tensor, blocks: tuple[exhaustive.Block, ...]) -> Candidates:
+    metric, huber = matcher.options["metric"], matcher.options["huber"]
+    return exhaustive.best_candidates(image, templates, blocks, STAGES[0][1], _NEAR, metric, huber)
+
+
+def _gathered(found: Sequence[Candidates]) -> Candidates:
+    """Of several images in one, as many for each as for that with the fewest."""
+    keep = min(f.boxes.shape[1] for f in found)
+    return Candidates(*(torch.cat([part[:, :keep] for part in parts]) for parts in zip(*found, strict=True)))
+
+
+def _of_aspect(boxes: Tensor, matcher: Matcher) -> Tensor:
+    """Boxes (P, 4) with their own centre and area, but the template's aspect where that is fixed."""
+    if not matcher.fixed:
+        return boxes
     sides = boxes[:, 2:] - boxes[:, :2]
-    if matcher.fixed:
-        height, width = matcher.size
-        scale = (sides.prod(1, keepdim=True) / (height * width)).sqrt()
-        centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-        sides = scale * torch.tensor([width, height], dtype=scale.dtype, device=scale.device)
-        boxes = torch.cat([centre - sides / 2, centre + sides / 2], 1)
-    costs = torch.full((len(boxes), 1), torch.nan, dtype=torch.float64, device=boxes.device)
-    width, height = sides.amin(0).tolist()
-    return Candidates(boxes[:, None], costs), (width, height)
+    height, width = matcher.size
+    scale = (sides.prod(1, keepdim=True) / (height * width)).sqrt()
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    half = scale * torch.tensor([width / 2, height / 2], dtype=scale.dtype, device=scale.device)
+    return torch.cat([centre - half, centre + half], 1)
 
 
 def _check_options(matcher: Matcher, names: Sequence[str]) -> None:
@@ -208,10 +245,7 @@ def _answer(
     matcher: Matcher, best: Path, which: Tensor, names: tuple[str, ...], proposed: Candidates, leading: tuple[int, ...]
 ) -> Location:
     boxes = best.boxes[:, 0]
-    fits = [_Fit(*(torch.empty(0),) * 3)] * len(boxes)
-    for i, name in enumerate(names):
-        for p in (which == i).nonzero()[:, 0].tolist():
-            fits[p] = _fit(matcher, p, boxes[p], name)
+    fits = [_fit(matcher, p, boxes[p], names[i]) for p, i in enumerate(which.tolist())]
     residual, explained, covariance = (torch.stack(part) for part in zip(*fits, strict=True))
     converged = best.settled[:, 0] & (explained >= _EXPLAINED)
     steps = best.steps[:, :, 0]
@@ -241,28 +275,33 @@ class _Fit(NamedTuple):
 
 def _fit(matcher: Matcher, problem: int, box: Tensor, mode: str) -> _Fit:
     image = matcher.images[problem * len(matcher.images) // len(matcher.templates)]
+    if image.is_floating_point() and image.element_size() < 4:
+        image = image.float()  # what the refinement saw was not rounded either
     template = matcher.templates[problem]
     options = {name: matcher.options[name] for name in ("antialias", "padding_mode", "impl")}
     value, jacobian = diffcrop.crop_with_jacobian(image, box, template.shape[-2:], mode=mode, **options)
     value, wanted, jacobian = value.double(), template.double(), jacobian.double()
     centred = wanted - wanted.mean((1, 2), keepdim=True)
-    basis = matcher.basis()
+    basis, huber = matcher.basis(), matcher.options["huber"]
     freedom = value.numel() - (4 if basis is None else basis.shape[1])
     if matcher.options["metric"] == "zncc":
         # Each channel loses its mean and all of them their norm, of which the residual and the Jacobian know nothing.
         value, jacobian = value - value.mean((1, 2), keepdim=True), jacobian - jacobian.mean((1, 2), keepdim=True)
-        unit, norm = value / value.norm(), value.norm()
+        norm = value.norm()
+        unit = value / norm if norm > 0 else value
         jacobian = (jacobian - unit[..., None] * torch.tensordot(unit, jacobian, 3)) / norm
         difference = unit - centred / centred.norm()
         correlation = (1 - difference.square().sum() / 2).clamp(-1, 1)
+        correlation = torch.where(norm > 0, correlation, 0.0)
         residual = (1 - correlation.square()).sqrt()
         explained = correlation.clamp(min=0).square()
         freedom -= value.shape[0] + 1
     else:
         difference = value - wanted
         residual = difference.square().mean().sqrt()
-        explained = 1 - difference.square().sum() / centred.square().sum()
-    return _Fit(residual, explained, _covariance(difference, jacobian, matcher.options["huber"], freedom, basis))
+        # What Huber's function holds to be beside the point counts for no more than its limit in either.
+        explained = 1 - _clipped(difference, huber).square().sum() / _clipped(centred, huber).square().sum()
+    return _Fit(residual, explained, _covariance(difference, jacobian, huber, freedom, basis))
 
 
 def _covariance(
@@ -277,11 +316,14 @@ def _covariance(
     if basis is not None:
         J = J @ basis
     inside = torch.ones_like(r) if huber is None else (r.abs() <= huber).to(r.dtype)
-    clipped = r if huber is None else r.clamp(-huber, huber)
     if freedom < 1:
         return r.new_full((4, 4), torch.inf)
     inverse, failed = torch.linalg.inv_ex(J.T @ (inside[:, None] * J))
     if failed:
         return r.new_full((4, 4), torch.inf)
-    covariance = clipped.square().sum() / freedom * inverse @ (J.T @ J) @ inverse
+    covariance = _clipped(r, huber).square().sum() / freedom * inverse @ (J.T @ J) @ inverse
     return covariance if basis is None else basis @ covariance @ basis.T
+
+
+def _clipped(residual: Tensor, huber: float | None) -> Tensor:
+    return residual if huber is None else residual.clamp(-huber, huber)

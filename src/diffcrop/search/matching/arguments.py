@@ -203,3 +203,18 @@ def searched(
     least = [min(a, b) for a, b in zip(least, most, strict=True)]
     width, height = template
     return (width * least[0], height * least[1]), (width * most[0], height * most[1])
+
+
+def with_or_without_init(init: Any, scales: Any, candidates: Any, reach: Any) -> float:
+    """What is for the one kind of search must not be given for the other. Returns the reach."""
+    if init is None and reach is not None:
+        raise ValueError(f"reach is how far from init is searched, but there is no init, got reach={reach!r}")
+    for name, value in (("scales", scales), ("candidates", candidates)):
+        if init is not None and value is not None:
+            raise ValueError(f"{name} is for the search of the whole image, which init replaces; drop one of them")
+    if reach is None or reach == 0:
+        return 0.5 if reach is None else 0.0
+    reach = positive(reach, "reach")
+    if reach > 2:
+        raise ValueError(f"reach must be at most 2, got {reach:g}; drop init to search the whole image")
+    return reach

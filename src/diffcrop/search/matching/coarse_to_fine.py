@@ -75,26 +75,25 @@ class Matcher(NamedTuple):
         columns = [[1, 0, 1, 0], [0, 1, 0, 1], [-width / 2, -height / 2, width / 2, height / 2]]
         return torch.tensor(columns, dtype=torch.float64, device=self.images.device).T
 
-    def coarse_to_fine(self, given: Path, least: tuple[float, float], again: bool) -> Path:
+    def coarse_to_fine(self, path: Path, least: tuple[float, float], given: Path | None = None) -> Path:
         """Refine at ever larger sizes, ever fewer boxes, to `_FINALISTS` that are worth the templates' own size.
 
-        ``least``: the smallest sides (x, y) of boxes to be expected, which the sources must resolve. ``again`` adds the
-        starts to each stage, as what a small size says may lead away from a good one.
+        ``least``: the smallest sides (x, y) of boxes to be expected, which the sources must resolve. Those that are
+        ``given`` begin anew at each stage, as what a small size says may lead away from a good one.
         """
         height, width = self.size
         whole = (height * width) ** 0.5
+        whole_areas = self._replace(options={**self.options, "antialias": True})
         stages = [stage for stage in STAGES if stage[0] < 0.75 * whole] or [STAGES[0]]
-        path = given
         for i, (side, keep, steps) in enumerate(stages):
             size = tuple(max(round(n * min(side / whole, 1.0)), 1) for n in self.size)
-            if i and again:
+            path = path.take(self._first(min(keep, path.boxes.shape[1])))
+            if given is not None:
                 path = _joined(path, given)
-            else:
-                path = path.take(self._first(min(keep, path.boxes.shape[1])))
             source = exhaustive.resized(self.images, self._source_size(size, least))
-            path = self.refine(path, source, exhaustive.resized(self.templates, size), "area", steps, _ROUGHLY)
+            path = whole_areas.refine(path, source, exhaustive.resized(self.templates, size), "area", steps, _ROUGHLY)
             path = path.best(stages[i + 1][1] if i + 1 < len(stages) else _FINALISTS)
-        return _joined(path, given) if again else path
+        return path if given is None else _joined(path, given)
 
     def best_filter(self, path: Path, names: Sequence[str], iterations: int, tolerance: float) -> tuple[Path, Tensor]:
         """The one box of each problem (P, 1), and which of the filters explains its template best (P,)."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,6 +28,10 @@ SIDE = 6
 # How fine a grid is, finest first: phases, and octaves from one side to the next. A candidate is off by a quarter of a
 # cell or half of one at most, and by about as much at its ends because of its side.
 _FINENESS = ((3, 0.17), (2, 0.2), (2, 0.25), (2, 0.3), (2, 0.36), (1, 0.36), (1, 0.42), (1, 0.5))
+# Around a box that is given.
+_AROUND = (2, 0.25)
+# Residuals that are made together where each of them is looked at: few enough to stay in a cache.
+_CHUNK = 1 << 20
 
 Sides = tuple[float, float]
 
@@ -92,6 +96,22 @@ def grid(image: tuple[int, int], low: Sides, high: Sides, fixed: bool, candidate
     return None
 
 
+def grid_around(image: tuple[int, int], box: Sequence[float], reach: float, fixed: bool) -> tuple[Block, ...]:
+    """Boxes whose centre is at most ``reach`` sides from that of a box, with sides exp(+-reach) of its own."""
+    phases, octaves = _AROUND
+    axes = []
+    for extent, lo, hi in zip(image, box[:2], box[2:], strict=True):
+        levels = []
+        for side in _geometric((hi - lo) * math.exp(reach), (hi - lo) * math.exp(-reach), octaves):
+            unit = side / (SIDE * phases)
+            steps = math.floor(2 * reach * (hi - lo) / unit + 1e-9)
+            levels.append(Level((lo + hi - side - steps * unit) / 2, unit, steps))
+        axes.append(
+            [Axis(extent, phases, (level,)) for level in levels] if fixed else [Axis(extent, phases, tuple(levels))]
+        )
+    return tuple(Block(x, y) for x, y in zip(*axes, strict=True))
+
+
 def _blocks(
     image: tuple[int, int], low: Sides, high: Sides, fixed: bool, phases: int, octaves: float
 ) -> Iterator[Block]:
@@ -132,7 +152,13 @@ class Candidates(NamedTuple):
 
 
 def best_candidates(
-    image: Tensor, templates: Tensor, blocks: tuple[Block, ...], metric: str, keep: int, overlap: float
+    image: Tensor,
+    templates: Tensor,
+    blocks: tuple[Block, ...],
+    keep: int,
+    overlap: float,
+    metric: str,
+    huber: float | None = None,
 ) -> Candidates:
     """The ``keep`` best boxes of the grid in one image (C, H, W) for each of T templates (T, C, h, w).
 
@@ -144,7 +170,10 @@ def best_candidates(
     boxes, costs = [], []
     for block in blocks:
         x, y = _cells(block.x, source.shape[1], source.device), _cells(block.y, source.shape[0], source.device)
-        cost = _costs(source, small, x, y, metric)
+        if huber is None:
+            cost = _costs(source, small, x, y, metric)
+        else:
+            cost = _robust_costs(source, small, x, y, huber)
         # Candidates on a slope lead where their neighbours lead.
         peaks = -max_pool2d(-cost[:, None], 3, 1, 1)[:, 0] == cost
         cost = torch.where(peaks, cost, torch.inf).flatten(1)
@@ -253,6 +282,22 @@ def _costs(source: Tensor, templates: Tensor, x: _Cells, y: _Cells, metric: str)
         rounding = 1e-6 * count * source.square().mean()
         return 1 - products / (variance.clamp(min=rounding) * energy).sqrt()
     return (variance.clamp(min=0) + energy) / 2 - products + count / 2 * (mean - means[:, None, None]).square()
+
+
+def _robust_costs(source: Tensor, templates: Tensor, x: _Cells, y: _Cells, huber: float) -> Tensor:
+    """(T, n_y, n_x): the sum of Huber's function of every candidate's differences, which no product gives."""
+    cells = (y.weights @ source) @ x.weights.T
+    each = max(_CHUNK // (SIDE * x.members.numel()), 1)
+    result = []
+    for template in templates:
+        parts = []
+        for members in y.members.split(each):
+            crops = cells[members][:, :, x.members]  # (n, SIDE, n_x, SIDE)
+            off = crops.sub_(template[:, None, :]).abs_()
+            near = off.clamp(max=huber)
+            parts.append((near * (off - near / 2)).sum((1, 3)))
+        result.append(torch.cat(parts))
+    return torch.stack(result)
 
 
 def _sums(cells: Tensor, x: _Cells, y: _Cells) -> Tensor:
