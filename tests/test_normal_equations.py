@@ -349,6 +349,16 @@ def test_same_bits(impl, metric, huber, dtype, generator):
     assert all(sums)
 
 
+@pytest.mark.parametrize(("metric", "huber"), METRICS)
+def test_more_boxes_than_are_planned_together(impl, metric, huber, generator):
+    images, boxes, targets = problem(generator, count=70, size=(2, 3), smooth=False)
+    keywords = {"metric": metric, "huber": huber, "impl": impl}
+    got = normal_equations(images, boxes, targets, **keywords)
+    parts = [normal_equations(images, b, t, **keywords) for b, t in zip(boxes, targets, strict=True)]
+    for part, alone in zip(got, zip(*parts, strict=True), strict=True):
+        torch.testing.assert_close(part, torch.stack(alone), rtol=1e-12, atol=1e-13)
+
+
 @pytest.mark.parametrize("level", ["default", "avx2"])
 def test_other_instruction_sets(level, tmp_path, generator):
     """The same numbers from the plain loops: in a process of its own, as the level is chosen once."""
