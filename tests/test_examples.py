@@ -1,0 +1,190 @@
+"""The examples run, say what their pages say, and show what they claim."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+SECONDS = 600
+
+
+def load(path):
+    """The module of an example, which is no part of the package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(script, *arguments):
+    """What it printed."""
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+    done = subprocess.run(command, text=True, capture_output=True, timeout=SECONDS, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def is_picture(path, least=50):
+    """It has many colours, so that something was drawn."""
+    with Image.open(path) as image:
+        assert min(image.size) > 300
+        return len(set(image.convert("RGB").resize((200, 200)).get_flattened_data())) > least
+
+
+@pytest.fixture(scope="module")
+def look():
+    pytest.importorskip("sklearn")
+    return load(ROOT / "examples" / "learn_where_to_look.py")
+
+
+# --- learn_where_to_look ----------------------------------------------------------------------------------------------
+
+
+def test_where_to_look_runs(look, tmp_path):
+    said = run("examples/learn_where_to_look.py", "--quick", "-o", tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [r["job"]["method"] for r in results["runs"]] == list(look.NAMES)
+    assert look.table(results["runs"]) in said
+    assert is_picture(tmp_path / "learn_where_to_look.png")
+
+
+def test_scenes_hold_what_they_say(look):
+    job = look.Job("diffcrop", 0, noise=0.0)
+    scenes, classes, boxes = look.make_scenes(job, 40, test=True)
+    again = look.make_scenes(job, 40, test=True)
+    assert torch.equal(scenes, again[0])
+    assert not torch.equal(scenes[:40], look.make_scenes(job, 40, test=False)[0])
+    assert len(set(classes.tolist())) > 5
+    assert boxes.min() >= 0
+    assert boxes.max() <= job.scene
+    # The digit is what is most of the ink there, and elsewhere is mostly nothing.
+    for scene, box in zip(scenes[:, 0].float() - 40, boxes.int().tolist(), strict=True):
+        x0, y0, x1, y1 = box
+        assert scene[y0:y1, x0:x1].mean() > 4 * scene.mean()
+
+
+def test_the_croppers_differ_in_antialiasing_alone(look):
+    scenes, _, boxes = look.make_scenes(look.Job("recipe", 0), 4, test=True)
+    unit = boxes / 192
+    large = look.recipe(scenes, unit, 64)  # larger than the boxes: nothing is reduced
+    assert torch.allclose(look.ours(scenes, unit, 64), large, atol=1e-2)
+    whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).expand(4, 4)
+    assert (look.ours(scenes, whole, 16) - look.recipe(scenes, whole, 16)).abs().max() > 20
+
+
+def test_boxes_start_in_the_middle(look):
+    where = look.Where(16, 0.75)
+    boxes = where(torch.rand(3, 1, look.VIEW, look.VIEW) * 255)
+    assert torch.allclose(boxes, torch.tensor([0.125, 0.125, 0.875, 0.875]).expand(3, 4), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def pages(look):
+    return load(DOCS / "make_learn_where_to_look.py")
+
+
+def test_the_page_has_the_recorded_tables(pages):
+    found = pages.PAGE.read_text()
+    for table in pages.tables(json.loads(pages.RECORD.read_text())).values():
+        assert table in found
+
+
+def test_the_record_is_of_this_example(pages):
+    """Made with the settings that stand in the example, which are the best that its tuning found."""
+    look, record = pages.look, json.loads(pages.RECORD.read_text())
+    asked = [look.Job(method, seed, **look.BEST[method]) for seed in range(3) for method in look.NAMES]
+    assert [r["job"] for r in record["results"]] == [look.asdict(job) for job in asked]
+    best = pages.best_settings(record["tuning"])
+    found = {method: {name: best[method][name] for name in setting} for method, setting in look.BEST.items()}
+    assert found == look.BEST
+
+
+@pytest.mark.slow
+def test_looking_beats_not_looking(look):
+    small = {"steps": 600}
+    runs = [look.train(look.Job(m, 7, **look.BEST[m] | small)) for m in ("no crop", "diffcrop")]
+    without, with_crop = (look.accuracy(r) for r in runs)
+    assert with_crop > without + 0.1
+    assert runs[1]["history"][-1]["side"] < 0.65  # it zoomed in,
+    assert runs[1]["history"][-1]["held"] > 0.9  # and on the digit
+
+
+# --- the others -------------------------------------------------------------------------------------------------------
+
+
+def test_zoom_video(tmp_path):
+    said = run("examples/zoom_video.py", "-o", tmp_path, "--frames", 24)
+    smooth, cut = map(float, re.search(r"neighbours: ([\d.]+) .* ([\d.]+)$", said, re.MULTILINE).groups())
+    assert 0 < smooth < cut
+    with Image.open(tmp_path / "zoom.gif") as video:
+        assert video.n_frames == 2 * 24 - 2
+        assert is_picture(tmp_path / "zoom.png")
+
+
+def test_the_zoom_is_even_and_its_fixed_point_fixed():
+    zoom = load(ROOT / "examples" / "zoom_video.py")
+    start, end = torch.tensor(zoom.START), torch.tensor(zoom.END)
+    path = zoom.zoom_path(start, end, 30).double()
+    assert torch.allclose(path[0], start.double())
+    assert torch.allclose(path[-1], end.double(), atol=1e-3)
+    sides = path[:, 2:] - path[:, :2]
+    assert torch.allclose(sides[1:] / sides[:-1], (sides[1] / sides[0]).expand(29, 2), atol=1e-4)
+    eye = (torch.tensor(zoom.EYE).double() - path[:, :2]) / sides
+    assert torch.allclose(eye, eye[:1].expand(30, 2), atol=5e-3)
+
+
+def test_refine_roi_runs(tmp_path):
+    said = run("examples/refine_roi.py", "-o", tmp_path, "--steps", 10, "--scenes", 100, "--tests", 8)
+    assert re.findall(r"^(start|refined)", said, re.MULTILINE) == ["start", "refined", "refined", "refined"]
+    assert is_picture(tmp_path / "refined.png")
+
+
+@pytest.mark.slow
+def test_refine_roi_refines(tmp_path):
+    said = run("examples/refine_roi.py", "-o", tmp_path, "--steps", 400, "--tests", 100)
+    start, refined, _ = map(float, re.findall(r"mean IoU ([\d.]+)", said))
+    assert refined > start + 0.15
+
+
+def test_the_landscapes(tmp_path):
+    said = run("docs/make_landscapes.py", "-o", tmp_path)
+    found = re.findall(r"^reduction +(\d+)  (\S+).* ([\d.]+) of", said, re.MULTILINE)
+    shares = {(int(reduction), name): float(share) for reduction, name, share in found}
+    for reduction in (4, 16):
+        assert shares[reduction, "diffcrop"] < 0.6 * shares[reduction, "affine_grid"]
+    assert is_picture(tmp_path / "loss_landscapes.png")
+
+
+@pytest.mark.parametrize("name", ["box_gradients.md", "learn_where_to_look.md"])
+def test_the_code_of_the_pages_runs(name):
+    for example in re.findall(r"^```python\n(.*?)^```", (DOCS / name).read_text(), re.DOTALL | re.MULTILINE):
+        exec(compile(example, name, "exec"), {})
+
+
+def test_the_directions_quoted_are_recorded():
+    page = (DOCS / "box_gradients.md").read_text()
+    directions = json.loads((ROOT / "benchmarks" / "results" / "foundation.json").read_text())["direction"]
+    rows = re.findall(r"^\| (\d+) \| (\d+) / (\d+) / (\d+) \| (\d+) / (\d+) / (\d+) \|$", page, re.MULTILINE)
+    assert len(rows) == 5
+    for reduction, *shares in rows:
+        assert list(map(int, shares)) == directions[f"recipe {reduction}"] + directions[f"diffcrop {reduction}"]
+
+
+@pytest.mark.parametrize("name", ["loss_landscapes.png", "learn_where_to_look.png"])
+def test_the_pictures_of_the_pages_are_small(name):
+    path = DOCS / "images" / name
+    assert path.stat().st_size < 300_000
+    assert is_picture(path)
