@@ -92,7 +92,8 @@ def _batches(images: Tensor, templates: Tensor) -> tuple[Tensor, Tensor, tuple[i
 
 
 def _finite(pixels: Tensor, name: str) -> None:
-    if pixels.is_floating_point() and not bool(torch.isfinite(pixels).all()):
+    # A NaN is the least and the greatest: this reads the pixels once.
+    if pixels.is_floating_point() and not bool(torch.stack(torch.aminmax(pixels)).isfinite().all()):
         count = int((~torch.isfinite(pixels)).sum())
         raise ValueError(
             f"{name} must be finite, got {count} NaN or infinite pixels of {pixels.numel()} "

@@ -17,6 +17,8 @@ from .marquardt import levenberg_marquardt
 # Coarse to fine: the side of the crops that are compared, how many boxes are refined, and for how many steps.
 STAGES = ((8, 96, 10), (16, 32, 8), (32, 8, 6), (128, 3, 6), (512, 3, 6))
 _FINALISTS = 2
+# Those begin with so many steps at the template's own size, then the better one goes on.
+_FINAL = 4
 # Boxes that overlap more (intersection over union) after they were refined are one.
 _SAME = 0.9
 # In those stages a crop's pixel has so many of the source's in each direction, unless the image has fewer.
@@ -97,7 +99,9 @@ class Matcher(NamedTuple):
 
     def best_filter(self, path: Path, names: Sequence[str], iterations: int, tolerance: float) -> tuple[Path, Tensor]:
         """The one box of each problem (P, 1), and which of the filters explains its template best (P,)."""
-        best = self.refine(path, self.images, self.templates, names[0], iterations, tolerance).best(1)
+        rest = max(iterations - _FINAL, 0)
+        best = self.refine(path, self.images, self.templates, names[0], min(_FINAL, iterations), tolerance).best(1)
+        best = self.refine(best, self.images, self.templates, names[0], rest, tolerance)
         which = torch.zeros(len(self.templates), dtype=torch.int64, device=self.images.device)
         begin = best
         for i, name in enumerate(names[1:], 1):

@@ -12,6 +12,8 @@ import diffcrop
 
 # Damping is in units of the Hessian's diagonal, as Marquardt (1963) has it, so that it means the same for each side.
 _DAMPING, _LOWER, _RAISE, _LEAST, _MOST = 1e-3, 0.1, 8.0, 1e-9, 1e6
+# Of the Hessian's largest diagonal element: crops in float32 have derivatives of this much where there are none.
+_ROUNDING = 1e-9
 # No corner moves farther at once, in units of the box's side.
 _FARTHEST = 0.3
 
@@ -65,9 +67,11 @@ def _step(hessian: Tensor, gradient: Tensor, damping: Tensor, basis: Tensor | No
     if basis is not None:
         hessian, gradient = basis.mT @ hessian @ basis, (basis.mT @ gradient[..., None])[..., 0]
     diagonal = torch.diagonal(hessian, dim1=1, dim2=2)
-    # Where the template says nothing about a direction its diagonal is zero; the trace keeps the matrix regular.
-    floor = 1e-12 * diagonal.sum(1, keepdim=True) + torch.finfo(diagonal.dtype).tiny
+    # Where the template says nothing about a number of the box there is only rounding, which must not move it.
+    largest = diagonal.amax(1, keepdim=True)
+    unknown = diagonal <= _ROUNDING * largest
+    floor = unknown * largest + torch.finfo(diagonal.dtype).tiny
     damped = hessian + torch.diag_embed(damping[:, None] * diagonal + floor)
-    solution, failed = torch.linalg.solve_ex(damped, gradient)
+    solution, failed = torch.linalg.solve_ex(damped, gradient.masked_fill(unknown, 0))
     step = -torch.where((failed == 0)[:, None], solution, 0).nan_to_num(0, 0, 0)
     return step if basis is None else (basis @ step[..., None])[..., 0]
