@@ -17,9 +17,10 @@ Compared, with the same scenes, networks, number of steps and optimizer:
 
 Both croppers were given the same twelve settings to choose from (`--tune`: the classifier's rate, the localiser's
 share of it, the size of the box at the start), on seeds that are not among those reported; each runs with its own best.
-What comes of it: with diffcrop the boxes shrink around the digits, with the recipe they stay where they start, and no
-crop at all does better than the recipe. It is a matter of the reduction: where the crop of the whole scene is reduced by
-one and a half or less, the recipe is as good. docs/learn_where_to_look.md has the figures and the other conditions.
+
+What comes of it: with diffcrop the boxes shrink around the digits; with the recipe they stay where they start, and no
+crop at all does better. It is a matter of the reduction: where a crop of the whole scene is reduced by one and a half
+or less, the recipe is as good. docs/learn_where_to_look.md has the figures and the other conditions.
 """
 
 from __future__ import annotations
