@@ -15,7 +15,7 @@ from . import exhaustive
 from .marquardt import levenberg_marquardt
 
 # Coarse to fine: the side of the crops that are compared, how many boxes are refined, and for how many steps.
-STAGES = ((8, 96, 10), (16, 32, 8), (32, 8, 6), (128, 3, 6), (512, 3, 6))
+STAGES = ((8, 64, 10), (16, 32, 8), (32, 8, 6), (128, 3, 6), (512, 3, 6))
 _FINALISTS = 2
 # Those begin with so many steps at the template's own size, then the better one goes on.
 _FINAL = 4

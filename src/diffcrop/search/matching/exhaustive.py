@@ -29,6 +29,8 @@ SIDE = 6
 # cell or half of one at most, and by about as much at its ends because of its side.
 _FINENESS = ((3, 0.17), (2, 0.2), (2, 0.25), (2, 0.3), (2, 0.36), (1, 0.36), (1, 0.42), (1, 0.5))
 # Around a box that is given.
+# So many times as many are looked at as are kept, before those that overlap are dropped.
+_SPARE = 6
 _AROUND = (2, 0.25)
 # Residuals that are made together where each of them is looked at: few enough to stay in a cache.
 _CHUNK = 1 << 20
@@ -176,14 +178,14 @@ def best_candidates(
             cost = _robust_costs(source, small, x, y, huber)
         # Candidates on a slope lead where their neighbours lead.
         cost = torch.where(cost <= _least_around(cost), cost, torch.inf).flatten(1)
-        found, place = cost.topk(min(4 * keep, cost.shape[1]), 1, largest=False)
+        found, place = cost.topk(min(_SPARE * keep, cost.shape[1]), 1, largest=False)
         x, y = (axis.intervals(image.device) for axis in block)
         column, row = x[place % len(x)], y[place // len(x)]
         boxes.append(torch.stack([column[..., 0], row[..., 0], column[..., 1], row[..., 1]], -1))
         costs.append(found.to(torch.float64))
     every, cost = torch.cat(boxes, 1), torch.cat(costs, 1)
     cost, order = cost.sort(1)
-    cost, order = cost[:, : 4 * keep], order[:, : 4 * keep]
+    cost, order = cost[:, : _SPARE * keep], order[:, : _SPARE * keep]
     every = every.gather(1, order[..., None].expand(-1, -1, 4))
     kept = distinct(every, cost, keep, overlap)
     return Candidates(every.gather(1, kept[..., None].expand(-1, -1, 4)), cost.gather(1, kept))
