@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 from typer.testing import CliRunner
 
 import diffcrop
@@ -18,6 +18,7 @@ from diffcrop.cli import recovery
 from diffcrop.cli.animation import frame_steps
 from diffcrop.cli.app import app
 from diffcrop.cli.demo import FILES, SUBJECTS
+from diffcrop.cli.pictures import SEARCH_COLOUR
 from diffcrop.cli.recovery import Problems, Scene, Settings, Trial
 
 # Whether the compiled library is there is another test's business.
@@ -148,6 +149,50 @@ def test_the_story_is_the_first_difference_whoever_wins(scene: Scene) -> None:
         assert torch.equal(story.truth, boxes[1, index])
 
 
+def test_the_failure_is_the_first_that_the_fewest_recover_at_the_largest_displacement(scene: Scene) -> None:
+    settings = Settings(size=4, reduction=2, displacements=(0.1, 0.3, 0.2), starts=3, steps=0)
+    boxes = torch.rand(3, 3, 4).sort(-1).values * 50
+    problems = [Problems(boxes, boxes)]
+    none, all_, first, last = [0.1, 0.1, 0.1], [0.95, 0.95, 0.95], [0.95, 0.1, 0.1], [0.1, 0.1, 0.95]
+    for recipe, ours, index in ((none, none, 0), (first, none, 1), (first, last, 1), (all_, last, 0), (last, first, 1)):
+        trials = {
+            "recipe": _trial("recipe", [none, recipe, all_]),
+            "diffcrop": _trial("diffcrop", [all_, ours, none]),
+        }
+        failure = recovery.tell_failure([scene], problems, trials, settings)
+        assert (failure.number, failure.displacement) == (index, 0.3)
+        assert failure.recovered == {"recipe": recipe[index] > 0.9, "diffcrop": ours[index] > 0.9}
+        assert torch.equal(failure.truth, boxes[1, index])
+
+
+def test_a_search_finds_what_it_is_given_no_start_for(scene: Scene) -> None:
+    settings = Settings(size=10, reduction=4, displacements=(0.1, 0.6), starts=4)
+    problems = recovery.make_problems(scene, settings, "seed")
+    # Starts that say nothing: a search that looks at them is lost.
+    problems = Problems(problems.truth, torch.full_like(problems.start, math.nan))
+    advanced = []
+    for target, error in (("resized", 0.5), ("own", 0.01)):
+        search = recovery.run_search(target, [scene], [problems], settings, lambda: advanced.append(None))
+        assert (search.method, search.target) == ("locate", target)
+        for level in range(2):
+            assert search.recovered(level).tolist() == [True] * 4
+            assert search.final_errors(level).max() < error
+        assert torch.equal(search.boxes[0][-1, 0], search.boxes[0][-1, 1])
+        assert search.losses[0].shape == (1, 2, 4)
+        assert search.seconds > 0
+    assert len(advanced) == 2
+
+
+def test_a_search_does_not_find_a_target_of_one_colour() -> None:
+    image = Image.new("RGB", (64, 64), "teal")
+    image.paste(Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)), (40, 40))
+    truth = torch.tensor([[[0.0, 0, 24, 24], [40.0, 40, 64, 64]]])
+    settings = Settings(size=12, reduction=2, displacements=(0.1,), starts=2)
+    search = recovery.run_search("resized", [Scene("half", image)], [Problems(truth, truth)], settings)
+    assert search.recovered(0).tolist() == [False, True]
+    assert search.boxes[0][-1, 0, 0].isnan().all()
+
+
 def test_a_lost_box_is_not_recovered_and_infinitely_far() -> None:
     trial = _trial("recipe", [[float("nan"), 0.95, 0.2, 0.91]], [float("nan"), 1.0, float("nan"), 3.0])
     assert trial.recovered(0).tolist() == [False, True, False, True]
@@ -199,12 +244,14 @@ def test_the_numbers_agree_with_each_other(short) -> None:
     assert len(problems) == 2 * 2 * 2
     assert outcome["settings"]["photos"] == ["coffee", "rocket"]
     assert outcome["settings"]["displacements"] == [0.1, 0.3]
-    assert len(outcome["summary"]) == 2 * 2 * 2
+    assert len(outcome["summary"]) == 2 * 2 * 2 + 2
     for line in outcome["summary"]:
+        # A search has no displacement: its ends are the same for each.
+        displacement = 0.1 if line["displacement"] is None else line["displacement"]
         ends = [
             (problem["truth"], problem["ends"][line["target"]][line["method"]])
             for problem in problems
-            if problem["displacement"] == line["displacement"]
+            if problem["displacement"] == displacement
         ]
         assert line["problems"] == len(ends) == 4
         boxes, truth = torch.tensor([end["box"] for _, end in ends]), torch.tensor([truth for truth, _ in ends])
@@ -214,6 +261,12 @@ def test_the_numbers_agree_with_each_other(short) -> None:
         assert line["recovered"] == int((overlaps > 0.9).sum())
         assert line["median_corner_error"] == pytest.approx(float(np.median(errors.numpy())), abs=1e-3)
         assert f"{line['recovered']} of 4 = {line['recovered'] / 4:4.0%}" in result.stdout
+        assert (line["method"] == "locate") == (line["displacement"] is None)
+    assert [line["target"] for line in outcome["summary"] if line["method"] == "locate"] == ["resized", "own"]
+    for problem, farther in zip(problems[:2] + problems[4:6], problems[2:4] + problems[6:], strict=True):
+        assert (problem["photo"], problem["start_number"]) == (farther["photo"], farther["start_number"])
+        for target, ends in problem["ends"].items():
+            assert farther["ends"][target]["locate"] == ends["locate"]
 
     pictured = outcome["pictured"]
     assert pictured["displacement"] == 0.3
@@ -322,12 +375,21 @@ def test_diffcrop_recovers_more_than_the_recipe(tmp_path: Path) -> None:
         assert shares[target, 0.1, "diffcrop"] >= shares[target, 0.1, "recipe"] + 0.15
         assert shares[target, 0.25, "diffcrop"] >= 0.7
         assert shares[target, 0.25, "diffcrop"] >= shares[target, 0.25, "recipe"] + 0.15
+        # A search that is given no start finds all, those that descent loses among them.
+        assert shares[target, 0.25, "diffcrop"] < shares[target, None, "locate"] == 1
     errors = {
         (s["displacement"], s["method"]): s["median_corner_error"]
         for s in outcome["summary"]
         if s["target"] == "resized"
     }
     assert errors[0.1, "diffcrop"] < 0.5 < errors[0.1, "recipe"]
+    [searched] = [s for s in outcome["summary"] if (s["target"], s["method"]) == ("resized", "locate")]
+    assert searched["median_corner_error"] < 0.05
+    # The bar and the box of the search are in the pictures.
+    for name, least in (("overview.png", 2000), ("search.png", 500)):
+        with Image.open(tmp_path / "out" / name) as image:
+            colour = np.array(ImageColor.getrgb(SEARCH_COLOUR))
+            assert (np.abs(np.array(image.convert("RGB")) - colour).sum(-1) < 12).sum() > least
     # Pictures for a README, and not a download.
     assert (tmp_path / "out" / "animation.gif").stat().st_size < 3e6
     assert (tmp_path / "out" / "overview.png").stat().st_size < 2e6

@@ -1,4 +1,7 @@
-"""`diffcrop demo`: crop boxes find their place by gradient descent, with the plain recipe and with diffcrop."""
+"""`diffcrop demo`: crop boxes find their place by gradient descent, with the plain recipe and with diffcrop.
+
+Where descent fails, `diffcrop.locate` searches.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,9 @@ from diffcrop.cli.recovery import (
     Trial,
     make_problems,
     one_thread,
+    run_search,
     run_trial,
+    tell_failure,
     tell_story,
 )
 
@@ -47,12 +52,19 @@ FILES = (
     "strip.png",
     "curves.png",
     "problems.png",
+    "search.png",
     "target.png",
     "animation.gif",
     "outcome.json",
 )
 
 _DEFAULT = Settings()
+
+# Said wherever its errors are told: descent has diffcrop's own filter alone, and smaller boxes have to be asked for.
+_SEARCH = (
+    "locate: no start, the whole photograph, boxes from a twelfth of its sides on; of the four filters it tries "
+    "Pillow's is one."
+)
 
 # On the reference implementation, which is the slower one, the demonstration should not take minutes either.
 _FEW_STARTS = 1
@@ -113,7 +125,7 @@ def demo(
 
     A small crop of a photograph is the target. The box starts beside the true one; Adam moves it to make the crop look
     like the target. Both methods get the same problems, loss, optimiser, steps and learning rate, and differ in the
-    sampler alone: affine_grid + grid_sample, or diffcrop.crop.
+    sampler alone: affine_grid + grid_sample, or diffcrop.crop. diffcrop.locate gets the same targets and no start.
     """  # fmt: skip
     if starts is None:
         starts = _DEFAULT.starts if _has_kernels() else _FEW_STARTS
@@ -140,7 +152,7 @@ def demo(
     console = Console(stderr=True)
     silent = quiet or not console.is_terminal
     with one_thread(), Progress(console=console, transient=True, disable=silent) as progress:
-        task = progress.add_task("descending", total=len(scenes) * len(TARGETS) * len(SAMPLERS) + 1)
+        task = progress.add_task("descending", total=len(scenes) * len(TARGETS) * (len(SAMPLERS) + 1) + 1)
         trials = {
             target: {
                 method: run_trial(method, target, scenes, problems, settings, lambda: progress.advance(task))
@@ -148,16 +160,20 @@ def demo(
             }
             for target in TARGETS
         }
+        progress.update(task, description="searching")
+        searches = {
+            target: run_search(target, scenes, problems, settings, lambda: progress.advance(task)) for target in TARGETS
+        }
         story = tell_story(scenes, problems, trials["resized"], settings)
         progress.update(task, description="drawing")
         try:
-            _write(output, scenes, problems, trials, story, settings)
+            _write(output, scenes, problems, trials, searches, story, settings)
         except OSError as error:
             complain("demo", f"{error.filename or output}: cannot be written ({error.strerror or error})")
             leave(FAILED)
         progress.advance(task)
     if not quiet:
-        _print(trials, story, settings, output, time.perf_counter() - began)
+        _print(trials, searches, story, settings, output, time.perf_counter() - began)
 
 
 def _check_folder(folder: Path, *, force: bool) -> None:
@@ -190,6 +206,7 @@ def _write(
     scenes: Sequence[Scene],
     problems: Sequence[Problems],
     trials: dict[str, dict[str, Trial]],
+    searches: dict[str, Trial],
     story: Story,
     settings: Settings,
 ) -> None:
@@ -197,16 +214,19 @@ def _write(
     from diffcrop.cli import animation, pictures
 
     shown = trials["resized"]
-    caption = f"{_how(settings)}\n{_target_text()}\n{_pictured(story, shown, settings)}"
-    pictures.overview_picture(story, shown, settings, caption, folder / "overview.png")
+    search = searches["resized"]
+    caption = f"{_how(settings)}\n{_target_text()}\n{_SEARCH}\n{_pictured(story, shown, settings)}"
+    pictures.overview_picture(story, shown, search, settings, caption, folder / "overview.png")
     pictures.scene_picture(story, folder / "scene.png")
     pictures.strip_picture(story, settings, folder / "strip.png")
     pictures.curves_picture(story, shown, settings, folder / "curves.png")
     pictures.problems_picture(scenes, problems, shown, story, settings, folder / "problems.png")
+    failure = tell_failure(scenes, problems, shown, settings)
+    pictures.search_picture(failure, shown, search, settings, _failed(failure, shown), folder / "search.png")
     animation.write_animation(story, settings, folder / "animation.gif")
     target = Image.fromarray((story.target * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
     write_whole(folder / "target.png", lambda stream: target.save(stream, format="PNG"), force=True)
-    text = json.dumps(_outcome(scenes, problems, trials, story, settings), indent=1, allow_nan=False)
+    text = json.dumps(_outcome(scenes, problems, trials, searches, story, settings), indent=1, allow_nan=False)
     write_whole(folder / "outcome.json", lambda stream: stream.write(text.encode() + b"\n"), force=True)
 
 
@@ -234,7 +254,22 @@ def _pictured(story: Story, trials: dict[str, Trial], settings: Settings) -> str
     return f"Pictured: {which}, {rule} ({counts})."
 
 
-def _print(trials: dict[str, dict[str, Trial]], story: Story, settings: Settings, folder: Path, seconds: float) -> None:
+def _failed(failure: Story, trials: dict[str, Trial]) -> str:
+    """How the problem of the search's picture was chosen."""
+    count = len(trials["recipe"].recovered(0))
+    lost = not any(failure.recovered.values())
+    rule = "the first that both descents lose" if lost else "the first that the fewer of both descents recover"
+    return f"{_target_text()} Pictured: problem {failure.number + 1} of {count}, {rule}.\n{_SEARCH}"
+
+
+def _print(
+    trials: dict[str, dict[str, Trial]],
+    searches: dict[str, Trial],
+    story: Story,
+    settings: Settings,
+    folder: Path,
+    seconds: float,
+) -> None:
     console = Console(markup=False, highlight=False)
     for target, by_method in trials.items():
         table = Table(title=f"Target: {TARGETS[target]}", title_justify="left")
@@ -245,17 +280,12 @@ def _print(trials: dict[str, dict[str, Trial]], story: Story, settings: Settings
         table.add_column("seconds", justify="right")
         for level, displacement in enumerate(settings.displacements):
             for method, trial in by_method.items():
-                recovered = trial.recovered(level)
-                table.add_row(
-                    f"{displacement:.0%} off" if method == "recipe" else "",
-                    method,
-                    f"{int(recovered.sum())} of {len(recovered)} = {float(recovered.float().mean()):4.0%}",
-                    f"{trial.median_error(level):.2f} px",
-                    f"{trial.seconds:.1f}" if level == 0 else "",
-                    end_section=method == "diffcrop",
-                )
+                start = f"{displacement:.0%} off" if method == "recipe" else ""
+                _add_row(table, start, trial, level, timed=level == 0, last=method == "diffcrop")
+        _add_row(table, "none", searches[target], 0, timed=True, last=True)
         console.print(table)
     console.print("recipe: affine_grid + grid_sample. diffcrop: diffcrop.crop with its defaults.", soft_wrap=True)
+    console.print(_SEARCH, soft_wrap=True)
     console.print(_how(settings), soft_wrap=True)
     console.print(
         "Error: mean distance of the box's corners from the true ones, in pixels of the photograph. "
@@ -266,10 +296,23 @@ def _print(trials: dict[str, dict[str, Trial]], story: Story, settings: Settings
     console.print(f"{', '.join(FILES)} are in {folder} ({seconds:.0f} s)", soft_wrap=True)
 
 
+def _add_row(table: Table, start: str, trial: Trial, level: int, *, timed: bool, last: bool) -> None:
+    recovered = trial.recovered(level)
+    table.add_row(
+        start,
+        trial.method,
+        f"{int(recovered.sum())} of {len(recovered)} = {float(recovered.float().mean()):4.0%}",
+        f"{trial.median_error(level):.2f} px",
+        f"{trial.seconds:.1f}" if timed else "",
+        end_section=last,
+    )
+
+
 def _outcome(
     scenes: Sequence[Scene],
     problems: Sequence[Problems],
     trials: dict[str, dict[str, Trial]],
+    searches: dict[str, Trial],
     story: Story,
     settings: Settings,
 ) -> dict[str, object]:
@@ -319,7 +362,7 @@ def _outcome(
                             "corner_error": _listed(trial.errors[photo][-1, level, number]),
                             "loss": _listed(trial.losses[photo][-1, level, number]),
                         }
-                        for method, trial in by_method.items()
+                        for method, trial in {**by_method, "locate": searches[target]}.items()
                     }
                     for target, by_method in trials.items()
                 },
@@ -328,20 +371,30 @@ def _outcome(
             for level, displacement in enumerate(settings.displacements)
             for number in range(settings.starts)
         ],
+        # A search has no displacement.
         "summary": [
-            {
-                "target": target,
-                "method": method,
-                "displacement": displacement,
-                "problems": len(trial.recovered(level)),
-                "recovered": int(trial.recovered(level).sum()),
-                "median_corner_error": _finite(trial.median_error(level)),
-            }
-            for target, by_method in trials.items()
-            for method, trial in by_method.items()
+            _summary(trial, level, displacement)
+            for by_method in trials.values()
+            for trial in by_method.values()
             for level, displacement in enumerate(settings.displacements)
-        ],
-        "seconds": {target: {method: trial.seconds for method, trial in by.items()} for target, by in trials.items()},
+        ]
+        + [_summary(search, 0, None) for search in searches.values()],
+        "seconds": {
+            target: {method: trial.seconds for method, trial in {**by, "locate": searches[target]}.items()}
+            for target, by in trials.items()
+        },
+    }
+
+
+def _summary(trial: Trial, level: int, displacement: float | None) -> dict[str, object]:
+    recovered = trial.recovered(level)
+    return {
+        "target": trial.target,
+        "method": trial.method,
+        "displacement": displacement,
+        "problems": len(recovered),
+        "recovered": int(recovered.sum()),
+        "median_corner_error": _finite(trial.median_error(level)),
     }
 
 

@@ -6,6 +6,8 @@ crop at the box looks like the target. The only difference between the methods i
 * `recipe`: `affine_grid` and `grid_sample`, which read four pixels for each pixel of the crop, whatever the reduction;
 * `diffcrop`: `diffcrop.crop`, whose filter grows with the reduction and whose derivative is exact.
 
+`diffcrop.locate` gets the same targets and no start: where descent ends in the wrong valley, a search does not.
+
 Nothing here draws or prints.
 """
 
@@ -291,6 +293,38 @@ def run_trial(
     return Trial(method, target, tuple(boxes), tuple(losses), tuple(errors), tuple(overlaps), seconds)
 
 
+def run_search(
+    target: str,
+    scenes: Sequence[Scene],
+    problems: Sequence[Problems],
+    settings: Settings,
+    advance: Callable[[], object] = lambda: None,
+) -> Trial:
+    """`diffcrop.locate` with its defaults on every target. `advance` is called after each photograph.
+
+    It is given no start, so a box is searched for once and stands for all displacements; the trial has no steps. What
+    it refuses, such as a target of one colour, is not found.
+    """
+    boxes, losses, errors, overlaps, seconds = [], [], [], [], 0.0
+    for scene, problem in zip(scenes, problems, strict=True):
+        image, truth = scene.pixels(), problem.truth[0]
+        targets = resized(scene, truth, settings.size) if target == "resized" else ours(image, truth, settings.size)
+        found, loss = torch.full_like(truth, math.nan), torch.full((len(truth),), math.nan)
+        began = time.perf_counter()
+        for number, wanted in enumerate(targets):
+            with contextlib.suppress(ValueError):
+                location = diffcrop.locate(image, wanted)
+                found[number], loss[number] = location.box, location.residual.square()
+        seconds += time.perf_counter() - began
+        path = found.expand(1, *problem.truth.shape)
+        boxes.append(path)
+        losses.append(loss.expand(path.shape[:-1]))
+        errors.append(corner_error(path, problem.truth))
+        overlaps.append(iou(path, problem.truth))
+        advance()
+    return Trial("locate", target, tuple(boxes), tuple(losses), tuple(errors), tuple(overlaps), seconds)
+
+
 @dataclass(frozen=True)
 class Story:
     """One problem as both methods lived it: what the pictures show.
@@ -324,7 +358,26 @@ def tell_story(
     outcomes = torch.stack([trial.recovered(level) for trial in trials.values()])
     differs = (outcomes != outcomes[0]).any(0)
     # argmax of booleans is the first True, and 0 where there is none.
-    index = int(differs.to(torch.uint8).argmax())
+    return _story(int(differs.to(torch.uint8).argmax()), level, scenes, problems, trials, settings)
+
+
+def tell_failure(
+    scenes: Sequence[Scene], problems: Sequence[Problems], trials: dict[str, Trial], settings: Settings
+) -> Story:
+    """The first problem, at the largest displacement, that the fewest of the methods recover."""
+    level = settings.displacements.index(max(settings.displacements))
+    recovered = torch.stack([trial.recovered(level) for trial in trials.values()]).sum(0)
+    return _story(int(recovered.argmin()), level, scenes, problems, trials, settings)
+
+
+def _story(
+    index: int,
+    level: int,
+    scenes: Sequence[Scene],
+    problems: Sequence[Problems],
+    trials: dict[str, Trial],
+    settings: Settings,
+) -> Story:
     photo, number = divmod(index, settings.starts)
     truth = problems[photo].truth[level, number]
     return Story(
