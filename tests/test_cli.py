@@ -528,8 +528,10 @@ def test_a_file_that_comes_into_being_meanwhile_is_kept(tmp_path: Path, monkeypa
     path = tmp_path / "out.bin"
     outputs.write_whole(path, lambda stream: stream.write(b"first"), force=False)
     assert path.read_bytes() == b"first"
-    with pytest.raises(FileExistsError):
+    with pytest.raises(FileExistsError) as caught:
         outputs.write_whole(path, lambda stream: stream.write(b"second"), force=False)
+    # Not the file beside it, which is nobody's.
+    assert caught.value.filename == str(path)
     assert path.read_bytes() == b"first"
     outputs.write_whole(path, lambda stream: stream.write(b"third"), force=True)
     assert path.read_bytes() == b"third"

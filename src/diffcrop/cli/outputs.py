@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
+from diffcrop.cli.photographs import writable_formats
 from diffcrop.cli.problem import UsageError
 
 # What a name template may ask for.
@@ -57,6 +58,16 @@ class _Template(string.Formatter):
         if field_name not in FIELDS or not isinstance(kwargs, dict):
             raise ValueError(f"{{{field_name}}} is unknown")
         return kwargs[field_name], field_name
+
+
+def check_format(name: Path, output: str) -> None:
+    """Refuse a suffix that stands for nothing that can be written. `output` is what was asked for."""
+    formats = writable_formats()
+    if name.suffix.lower() not in formats:
+        raise UsageError(
+            f"--output {output!r}: {name.suffix or 'no suffix'} is not a format that can be written; "
+            f"there are {', '.join(formats)}"
+        )
 
 
 def check_names(names: Sequence[Path], origins: Sequence[str], inputs: Sequence[Path], *, force: bool) -> None:
@@ -128,8 +139,9 @@ def _claim(part: Path, path: Path) -> None:
     """Rename that fails where there is a file already, which a plain rename replaces on most systems."""
     try:
         path.hardlink_to(part)
-    except FileExistsError:
-        raise
+    except FileExistsError as error:
+        # The system's names the part first, which is not the file that is in the way.
+        raise FileExistsError(17, "File exists", str(path)) from error
     except OSError as error:
         # No hard links here (FAT, some network drives): a look before the rename is the best there is.
         if os.path.lexists(path):
