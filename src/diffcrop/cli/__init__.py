@@ -1,4 +1,4 @@
-"""The command line: `diffcrop crop`, `diffcrop info` and `diffcrop demo`."""
+"""The command line: `diffcrop crop`, `diffcrop locate`, `diffcrop info` and `diffcrop demo`."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import diffcrop
 from diffcrop.cli.crop import crop
 from diffcrop.cli.demo import demo
 from diffcrop.cli.info import info
+from diffcrop.cli.locate import locate
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,6 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(crop)
+app.command()(locate)
 app.command()(info)
 app.command()(demo)
 

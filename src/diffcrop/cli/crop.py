@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 import diffcrop
 from diffcrop.cli.boxes import BoxRow, parse_box, parse_numbers, parse_size, read_boxes
-from diffcrop.cli.outputs import check_names, plan_names, write_whole
+from diffcrop.cli.outputs import check_format, check_names, plan_names, write_whole
 from diffcrop.cli.photographs import (
     Photograph,
     PhotographError,
@@ -30,7 +30,15 @@ from diffcrop.cli.photographs import (
     to_image,
     writable_formats,
 )
-from diffcrop.cli.problem import FAILED, UsageError, complain, leave, stops_on_usage_problems
+from diffcrop.cli.problem import (
+    FAILED,
+    UsageError,
+    complain,
+    is_out_of_memory,
+    leave,
+    reason,
+    stops_on_usage_problems,
+)
 
 # A bar for what is over in a moment is a flicker.
 _PATIENCE_S = 2.0
@@ -185,7 +193,7 @@ def crop(
                     _write(item, photo, height_width, fill_values, options, force=force)
                 except (PhotographError, OSError, MemoryError) as error:
                     failed += 1
-                    bar.complain(f"{item.photo}, {item.row.origin}: {_reason(error)}")
+                    bar.complain(f"{item.photo}, {item.row.origin}: {reason(error)}")
                 else:
                     bar.tell(item.output)
             bar.advance()
@@ -219,13 +227,8 @@ def _plan(photos: Sequence[Path], rows: Sequence[BoxRow], output: str) -> list[C
             complain("crop", f"{photo}: no box is for it")
         pairs += [(photo, rows[number]) for number in own]
     names = plan_names(output, [photo for photo, _ in pairs])
-    formats = writable_formats()
     for name in names:
-        if name.suffix.lower() not in formats:
-            raise UsageError(
-                f"--output {output!r}: {name.suffix or 'no suffix'} is not a format that can be written; "
-                f"there are {', '.join(formats)}"
-            )
+        check_format(name, output)
     return [Crop(photo, row, name) for (photo, row), name in zip(pairs, names, strict=True)]
 
 
@@ -279,21 +282,12 @@ def _write(
     try:
         result = crop_photograph(photo, sampler, fill=fill, interpolates=options["mode"] != "nearest")
     except RuntimeError as error:
-        # PyTorch says "can't allocate memory" with a RuntimeError; out of the kernels comes the call that failed.
-        if "alloc" not in str(error) and "aten::empty" not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise MemoryError(f"not enough memory for a crop of {size[0]}x{size[1]}") from error
     icc = {} if result.icc_profile is None else {"icc_profile": result.icc_profile}
     save = functools.partial(to_image(result).save, format=format_.name, **format_.options, **icc)
     write_whole(item.output, save, force=force)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileExistsError):
-        return f"{error.filename} has come into being meanwhile; --force overwrites"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
-    return str(error) or type(error).__name__
 
 
 class _Bar:

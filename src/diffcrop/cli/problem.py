@@ -43,3 +43,18 @@ def stops_on_usage_problems(command: str) -> Callable[[Callable[_P, None]], Call
 def leave(code: int) -> NoReturn:
     """End the command with this exit code."""
     raise typer.Exit(code)
+
+
+def reason(error: Exception) -> str:
+    """Why something could not be written, for a sentence's end."""
+    if isinstance(error, FileExistsError):
+        return f"{error.filename} has come into being meanwhile; --force overwrites"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+    return str(error) or type(error).__name__
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch ran out of memory, which it says with a RuntimeError."""
+    # "can't allocate memory" where PyTorch itself allocates; out of the kernels comes the call that failed.
+    return "alloc" in str(error) or "aten::empty" in str(error)
