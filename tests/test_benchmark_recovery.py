@@ -475,7 +475,9 @@ def test_part_of_a_set_is_not_the_set():
 def test_the_page_and_its_charts_come_from_the_record(tmp_path):
     page = tmp_path / "docs" / "recovery.md"
     page.parent.mkdir()
-    page.write_text(f"before\n{report.BEGIN}\nfrom before\n{report.END}\nafter\n")
+    others = [tmp_path / "README.md", tmp_path / "docs" / "box_gradients.md"]
+    for one in (page, *others):
+        one.write_text(f"before\n{report.BEGIN}\nfrom before\n{report.END}\nafter\n")
     written = report.write(made_up(SHARES), tmp_path)
     text = page.read_text()
     assert text.startswith("before\n")
@@ -486,8 +488,13 @@ def test_the_page_and_its_charts_come_from_the_record(tmp_path):
     assert "locate: there is no diffcrop.locate" in text
     assert "0123456789ab" in text
     assert "with 80 problems at each displacement" in text
-    assert [path.name for path in written] == ["recovery.md", "success.svg", "reduction.svg", "error.svg"]
-    for path in written[1:]:
+    assert [path.name for path in written] == [
+        "recovery.md", "README.md", "box_gradients.md", "success.svg", "reduction.svg", "error.svg",
+    ]  # fmt: skip
+    for other in others:
+        assert "| bilinear + Adam |" in other.read_text()
+        assert "from before" not in other.read_text()
+    for path in written[3:]:
         assert f"recovery/{path.name}" in text
         assert "<svg" in path.read_text()
     first = [path.read_text() for path in written]
@@ -503,6 +510,10 @@ def test_the_page_is_what_the_record_says():
         drawn = [path.stem for path in (ROOT / "docs" / "recovery").glob("*.svg")]
         text = report.section(results.Recorded(record), drawn)
     assert page == suite_report.replaced(page, text, report.BEGIN, report.END)
+    summary = suite_report.NOTHING if record is None else report.summary(results.Recorded(record))
+    for other in (ROOT / "README.md", ROOT / "docs" / "box_gradients.md"):
+        page = other.read_text()
+        assert page == suite_report.replaced(page, summary, report.BEGIN, report.END)
 
 
 def test_charts_are_of_known_methods():

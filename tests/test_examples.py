@@ -173,15 +173,6 @@ def test_the_code_of_the_pages_runs(name):
         exec(compile(example, name, "exec"), {})
 
 
-def test_the_directions_quoted_are_recorded():
-    page = (DOCS / "box_gradients.md").read_text()
-    directions = json.loads((ROOT / "benchmarks" / "results" / "foundation.json").read_text())["direction"]
-    rows = re.findall(r"^\| (\d+) \| (\d+) / (\d+) / (\d+) \| (\d+) / (\d+) / (\d+) \|$", page, re.MULTILINE)
-    assert len(rows) == 5
-    for reduction, *shares in rows:
-        assert list(map(int, shares)) == directions[f"recipe {reduction}"] + directions[f"diffcrop {reduction}"]
-
-
 @pytest.mark.parametrize("name", ["loss_landscapes.png", "learn_where_to_look.png"])
 def test_the_pictures_of_the_pages_are_small(name):
     path = DOCS / "images" / name
