@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import diffcrop
 from diffcrop.cli import locate as command
+from diffcrop.cli import overlay
 from diffcrop.cli.app import app
 from diffcrop.cli.pictures import SEARCH_COLOUR
 
@@ -137,6 +138,11 @@ def test_the_options_reach_the_library(scene: Path, template: Path, monkeypatch)
     assert run(scene, template, "--init", "140,70,400,280", "--reach", "0.25").exit_code == 0
     assert seen == {"metric": "l2", "aspect": "free", "candidates": None, "huber": None,
                     "init": (140.0, 70.0, 400.0, 280.0), "reach": 0.25}  # fmt: skip
+
+
+def test_the_whole_scene_has_a_plain_zero(scene: Path) -> None:
+    line = run(scene, scene).stdout.splitlines()[0]
+    assert line.split()[1] == "0.000,0.000,600.000,400.000"
 
 
 def test_the_aspect_can_be_fixed(scene: Path, template: Path) -> None:
@@ -317,6 +323,7 @@ def test_the_box_is_drawn_where_it_is(tmp_path: Path, coffee: Image.Image, exten
         return np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
 
     scene = bounds((255, 0, 255))
+    assert (scene[2] - scene[0] > 0.9 * pixels.shape[1]) == (extent[0] > 2 * extent[1])
     scale = (scene[2] - scene[0]) / extent[0]
     assert scale == pytest.approx((scene[3] - scene[1]) / extent[1], abs=0.02)
     line = bounds(ImageColor.getrgb(SEARCH_COLOUR))
@@ -343,6 +350,18 @@ def test_a_small_box_is_ringed_and_one_outside_is_still_drawn(tmp_path: Path, co
     assert result.exit_code == 1
     with Image.open(tmp_path / "far.png") as drawn:
         assert max(drawn.size) < 1300
+
+
+@pytest.mark.parametrize(("box", "shown"), [
+    ((10.0, 20.0, 30.0, 40.0), (0, 0, 100, 60)),
+    ((-5.0, -7.0, 130.0, 70.0), (-5, -7, 130, 70)),
+    # Mirrored.
+    ((130.0, 70.0, -5.0, -7.0), (-5, -7, 130, 70)),
+    ((-1e6, -1e6, 1e6, 1e6), (-50, -30, 150, 90)),
+    ((9e5, 9e5, 1e6, 1e6), (0, 0, 150, 90)),
+])  # fmt: skip
+def test_what_is_shown_is_the_scene_and_what_of_the_box_is_near(box, shown) -> None:
+    assert overlay._frame(box, 100, 60) == shown
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "bmp"])
@@ -423,6 +442,7 @@ USAGE = {
                  "wide.png: is 700x20, larger than the scene scene.png of 600x400; `diffcrop crop` reduces it"),
     "constant": (["scene.png", "flat.png"], "flat.png: is all of one colour; there is nothing to find it by"),
     "invisible": (["scene.png", "clear.png"], "clear.png: is all of one colour; there is nothing to find it by"),
+    "not finite": (["nan.tif", "nan.tif"], "nan.tif: has pixels that are not finite, 3 of them"),
     "one scale": (["--scales", "2"], "--scales '2': should be 2 numbers, LO,HI, not 1"),
     "no number": (["--scales", "2,much"], "--scales '2,much': 'much' is not a finite number"),
     "scales in disorder": (["--scales", "3,2"], "scales must be (least, greatest), got (3.0, 2.0)"),
@@ -457,9 +477,12 @@ def test_usage_errors_write_nothing(
     values = np.random.default_rng(0).integers(0, 256, (30, 30, 4), np.uint8)
     values[..., 3] = 0
     Image.fromarray(values).save("clear.png")
+    values = np.eye(20, dtype=np.float32)
+    values[3, 4:7] = np.nan
+    Image.fromarray(values).save("nan.tif")
     Path("text.png").write_text("no picture")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    files = [] if arguments[0].endswith((".png", ".jpg")) else [scene.name, template.name]
+    files = [] if arguments[0].endswith((".png", ".jpg", ".tif")) else [scene.name, template.name]
     output = [] if "-o" in arguments else ["-o", "out.png"]
     result = run(*files, *arguments, *output)
     assert result.exit_code == 2, result.output

@@ -226,6 +226,9 @@ def _pair(scene: Path, photo: Photograph, template: Path, wanted: Photograph, me
             f"{name}: has float pixels and {other} has not, so their units differ; --metric zncc does not mind"
         )
     image, small = _visible(photo), _visible(wanted)
+    for name, pixels in ((scene, image), (template, small)):
+        if not bool(pixels.isfinite().all()):
+            raise UsageError(f"{name}: has pixels that are not finite, {int((~pixels.isfinite()).sum())} of them")
     grey = [_is_grey(image), _is_grey(small)]
     if any(grey):
         image, small = _to_grey(image), _to_grey(small)
@@ -287,6 +290,11 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _box_text(found: Found, digits: int) -> str:
+    # + 0.0 makes a plain zero of a negative one.
+    return ",".join(f"{round(value, digits) + 0.0:.{digits}f}" for value in found.box)
+
+
 def _residual_text(found: Found, pair: Pair, metric: Metric) -> str:
     if metric is Metric.ZNCC:
         return f"{found.residual:.4f} of the template's contrast is not explained"
@@ -298,7 +306,7 @@ def _lines(found: Found, pair: Pair, metric: Metric, written: Path | None) -> li
     """The result for a person. The box is written as `diffcrop crop --box` reads it."""
     errors = ",".join("unknown" if value is None else f"{value:.3f}" for value in found.standard_errors)
     lines = {
-        "box": f"{','.join(f'{value:.3f}' for value in found.box)} (x0,y0,x1,y1 in pixels of the scene)",
+        "box": f"{_box_text(found, 3)} (x0,y0,x1,y1 in pixels of the scene)",
         "errors": f"{errors} (standard errors, px)",
         "scale": f"{found.scale[0]:.4f} across, {found.scale[1]:.4f} down (scene pixels to a template pixel)",
         "residual": _residual_text(found, pair, metric),
@@ -361,7 +369,7 @@ def _draw(output: Path, photo: Photograph, pair: Pair, found: Found, metric: Met
     from diffcrop.cli import overlay
 
     texts = (
-        f"box {', '.join(f'{value:.2f}' for value in found.box)}; scale {found.scale[0]:.3f} x {found.scale[1]:.3f}",
+        f"box {_box_text(found, 2)}; scale {found.scale[0]:.3f} x {found.scale[1]:.3f}",
         f"{_residual_text(found, pair, metric)}; {found.mode}; compared {pair.compared}",
     )
     title = "Found" if found.converged else "Not found (not converged): the best box seen"
