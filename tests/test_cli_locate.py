@@ -323,6 +323,9 @@ def test_the_box_is_drawn_where_it_is(tmp_path: Path, coffee: Image.Image, exten
         return np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
 
     scene = bounds((255, 0, 255))
+    # All four sides of the frame are there: the scene is neither cut nor shifted under the box.
+    inside = np.abs(pixels[scene[1] : scene[3], scene[0] : scene[2]] - (255, 0, 255)).sum(-1) < 12
+    assert min(edge.mean() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1])) > 0.9
     assert (scene[2] - scene[0] > 0.9 * pixels.shape[1]) == (extent[0] > 2 * extent[1])
     scale = (scene[2] - scene[0]) / extent[0]
     assert scale == pytest.approx((scene[3] - scene[1]) / extent[1], abs=0.02)
