@@ -68,20 +68,8 @@ def fit_boxes(
 
     **How far off a start may be.** Without a schedule a box comes home from about a quarter of its side. What is
     farther away needs blur, which gives it a slope to go by, and several starts: ``schedule="coarse-to-fine",
-    starts=16``. Per cent of boxes found, with minus the squared difference from the true crop as objective, from starts
-    10 / 25 / 50 / 100 % of the side away whose own sides were off by factors of up to exp(+-that):
-
-    ==========================  ===================  ====================  ====================  ===================
-    ..                          reduction 4          8                     16                    crops looked at
-    ==========================  ===================  ====================  ====================  ===================
-    no schedule                 96 / 79 / 42 / 6     98 / 79 / 46 / 8      100 / 92 / 58 / 6     201
-    no schedule, 4 starts       100 / 83 / 58 / 31   100 / 83 / 60 / 31    100 / 96 / 73 / 31    804
-    coarse-to-fine              98 / 98 / 88 / 23    100 / 100 / 92 / 23   100 / 100 / 88 / 25   204
-    coarse-to-fine, 16 starts   100 / 100 / 98 / 83  100 / 100 / 98 / 85   100 / 100 / 98 / 90   1678
-    ==========================  ===================  ====================  ====================  ===================
-
-    (Found: intersection over union above 0.9. 48 boxes a number, sides of 96 to 160 px, in four photographs of 512 px,
-    crops of 128 px over the reduction.) Starts share one batch, so time and memory grow with them.
+    starts=16`` finds most boxes that start a whole side away. docs/recovery.md measures how many, from how far.
+    Starts share one batch, so time and memory grow with them.
 
     Args:
         images: (C, H, W), or (B, C, H, W) of one size; any dtype that `diffcrop.crop` reads. Never changed, and given
