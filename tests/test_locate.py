@@ -15,6 +15,7 @@ from PIL import Image
 
 import diffcrop
 from diffcrop import locate
+from diffcrop.search.matching import exhaustive
 
 PHOTOS = Path(__file__).parent / "photos"
 PILLOW = {
@@ -285,7 +286,6 @@ def test_odd_sizes(size):
     own = diffcrop.crop(image, box, size)
     found = locate(image, own, mode="bilinear", init=box + torch.tensor([2.0, -1.0, 1.0, 2.0]))
     assert found.box.isfinite().all()
-    assert not found.box.isnan().any()
     assert found.residual < 0.01
     if min(size) > 2:
         assert error(found.box, box.tolist()) < 1e-3
@@ -296,6 +296,69 @@ def test_the_smallest_of_everything():
     found = locate(image, image)
     assert error(found.box, (0, 0, 2, 2)) < 0.2
     assert found.covariance.isinf().all()  # four numbers from four pixels: nothing is left to tell the noise
+
+
+@pytest.mark.parametrize("metric", ["l2", "zncc"])
+def test_templates_of_other_colours_do_not_mind_one_another(metric):
+    """One varies only in the sum of two channels, the other only in their difference."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(1, 2, 12, 24, generator=generator)
+    both = torch.nn.functional.interpolate(coarse, (96, 192), mode="bicubic")[0]
+    image = torch.where(torch.arange(192) < 96, torch.stack([both[0], -both[0]]), torch.stack([both[1], both[1]]))
+    truths = [[20.0, 30.0, 60.0, 70.0], [120.0, 30.0, 160.0, 70.0]]
+    wanted = diffcrop.crop(image, torch.tensor(truths), 16)
+    found = locate(image, wanted, metric=metric)
+    assert found.converged.all()
+    assert error(found.box, truths) < 0.01
+
+
+@pytest.mark.parametrize("metric", ["l2", "zncc"])
+@pytest.mark.parametrize(("gain", "offset"), [(1.0, 300.0), (1.0, 1000.0), (1e-12, 0.0), (1e12, 1e14)])
+def test_units_do_not_matter(metric, gain, offset):
+    """Kelvin, elevations, X-ray densities: a mean that is large beside the contrast."""
+    image = scene().double() * gain + offset
+    wanted = diffcrop.crop(image, torch.tensor(TRUTH), 20)
+    found = locate(image, wanted, metric=metric)
+    assert found.converged
+    assert error(found.box, TRUTH) < 0.01
+
+
+def test_the_default_dtype_does_not_matter():
+    image, wanted = scene(), template()
+    before = locate(image, wanted).box
+    exhaustive._cells.cache_clear()
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert torch.equal(locate(image, wanted).box, before)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(locate(image, wanted).box, before)
+
+
+@pytest.mark.parametrize("iterations", [1, 3, 4, 5])
+def test_few_steps_are_enough_where_the_start_is_right(iterations):
+    truth = torch.tensor(TRUTH, dtype=torch.float64)
+    own = diffcrop.crop(scene(), truth, 20)
+    found = locate(scene(), own, init=truth, iterations=iterations)
+    assert found.converged
+    assert found.trace.names[found.trace.modes] == "bilinear"
+    assert error(found.box, TRUTH) < 1e-3
+
+
+def test_what_says_nothing_has_infinite_errors():
+    """A box beside the image reads one colour."""
+    for metric in ("l2", "zncc"):
+        found = locate(scene(), template(), init=[1000.0, 1000.0, 1050.0, 1050.0], reach=0, metric=metric)
+        assert found.covariance.isinf().all()
+        assert not found.converged
+        assert found.residual.isfinite()
+
+
+def test_in_inference_mode():
+    exhaustive._cells.cache_clear()
+    with torch.inference_mode():
+        inside = locate(scene(), template()).box
+    assert error(locate(scene(), template()).box, inside.tolist()) < 1e-9
 
 
 def test_the_reference_agrees():
@@ -315,7 +378,6 @@ def test_nothing_around_it_is_touched():
         assert torch.is_autocast_enabled("cpu")
     assert torch.is_grad_enabled()
     assert not found.box.requires_grad
-    assert image.grad is None
     assert torch.equal(image, before)
     assert torch.equal(state, torch.random.get_rng_state())
     assert torch.equal(found.box, locate(scene(), template()).box)
@@ -355,7 +417,7 @@ def test_the_bound_is_reached_under_noise():
 
 # --- errors -----------------------------------------------------------------------------------------------------------
 
-IMAGE, SMALL = torch.rand(3, 32, 40), torch.rand(3, 8, 8)
+IMAGE, SMALL = (torch.rand(3, *size, generator=torch.Generator().manual_seed(0)) for size in ((32, 40), (8, 8)))
 
 
 @pytest.mark.parametrize(("arguments", "kind", "said"), [
@@ -368,7 +430,9 @@ IMAGE, SMALL = torch.rand(3, 32, 40), torch.rand(3, 8, 8)
     ((torch.rand(2, 3, 32, 40), torch.rand(3, 3, 8, 8)), ValueError, "a batch of B images takes"),
     ((IMAGE[:, :0], SMALL), ValueError, "image must not be empty"),
     ((IMAGE, torch.rand(0, 3, 8, 8)), ValueError, "template must not be empty"),
-    ((IMAGE.to(torch.complex64), SMALL), TypeError, "image must be real"),
+    ((IMAGE.to(torch.complex64), SMALL), TypeError, "image must be float64, .* got torch.complex64"),
+    ((IMAGE.to(torch.float8_e5m2), SMALL), TypeError, "image must be float64, .* got torch.float8_e5m2"),
+    ((IMAGE.to_sparse(), SMALL), TypeError, "image must be a dense tensor"),
     (((IMAGE * 255).to(torch.uint8), SMALL), ValueError, "same units, got torch.uint8 and torch.float32"),
     ((IMAGE, torch.rand(3, 33, 8)), ValueError, "a height of 33 in an image of 32"),
     ((IMAGE, torch.rand(3, 8, 41)), ValueError, "a width of 41 in an image of 40"),
@@ -377,7 +441,7 @@ IMAGE, SMALL = torch.rand(3, 32, 40), torch.rand(3, 8, 8)
     ((IMAGE, torch.stack([SMALL, torch.ones(3, 8, 8)])), ValueError, r"at \[0, 1\] of \[1, 2\]"),
     ((IMAGE, torch.full((3, 8, 8), math.nan)), ValueError, "template must be finite, got 192 NaN"),
     ((IMAGE.index_fill(2, torch.tensor([3]), math.inf), SMALL), ValueError, "image must be finite, got 96"),
-    ((IMAGE.to("meta"), SMALL), ValueError, "on the same device"),
+    ((IMAGE.to("meta"), SMALL), ValueError, "image must be on another device: meta has no pixels"),
 ])  # fmt: skip
 def test_tensors_that_do_not_fit(arguments, kind, said):
     with pytest.raises(kind, match=said):
@@ -413,6 +477,7 @@ def test_tensors_that_do_not_fit(arguments, kind, said):
     ({"init": [1.0, 2.0, 5.0, 6.0], "scales": (1.0, 2.0)}, ValueError, "scales is for the search"),
     ({"init": [1.0, 2.0, 5.0, 6.0], "candidates": 50}, ValueError, "candidates is for the search"),
     ({"reach": 0.5}, ValueError, "there is no init"),
+    ({"init": [1.0, 2.0, 5.0, 6.0], "reach": False}, TypeError, "reach must be a number"),
     ({"init": [1.0, 2.0, 5.0, 6.0], "reach": 3.0}, ValueError, "at most 2"),
     ({"init": [1.0, 2.0, 5.0, 6.0], "reach": -1.0}, ValueError, "reach must be finite"),
 ])  # fmt: skip

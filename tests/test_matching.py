@@ -89,34 +89,35 @@ def huber_sum(off, limit):
 def test_costs_are_those_of_the_crops(metric):
     generator = torch.Generator().manual_seed(0)
     source = torch.rand(23, 31, generator=generator)
-    templates = torch.rand(3, SIDE, SIDE, generator=generator)
+    own = torch.rand(SIDE, SIDE, generator=generator)
     (block,) = exhaustive.grid((31, 23), (9.0, 8.0), (31.0, 23.0), False, 20_000)
     x, y = (exhaustive._cells(axis, axis.extent, torch.device("cpu")) for axis in block)
     if metric == "huber":
-        costs = exhaustive._robust_costs(source, templates, x, y, 0.1)
+        cost = exhaustive._robust_costs(source, own, x, y, 0.1)
     else:
-        costs = exhaustive._costs(source, templates, x, y, metric)
+        cost = exhaustive._costs(source, own, x, y, metric)
     boxes = all_boxes(block)
-    assert costs.shape == (3, *boxes.shape[:2])
+    assert cost.shape == boxes.shape[:2]
     crops = diffcrop.crop(source[None].double(), boxes.flatten(0, 1), SIDE, mode="area")[:, 0]
-    for cost, own in zip(costs, templates.double(), strict=True):
-        if metric == "zncc":
-            flat = crops.flatten(1) - crops.mean((1, 2))[:, None]
-            wanted = (own - own.mean()).flatten()
-            expected = 1 - flat @ wanted / (flat.norm(dim=1) * wanted.norm())
-        elif metric == "l2":
-            expected = (crops - own).square().sum((1, 2)) / 2
-        else:
-            expected = huber_sum(crops - own, 0.1).sum((1, 2))
-        assert (cost.flatten() - expected).abs().max() < 1e-5
+    own = own.double()
+    if metric == "zncc":
+        flat = crops.flatten(1) - crops.mean((1, 2))[:, None]
+        wanted = (own - own.mean()).flatten()
+        expected = 1 - flat @ wanted / (flat.norm(dim=1) * wanted.norm())
+    elif metric == "l2":
+        expected = (crops - own).square().sum((1, 2)) / 2
+    else:
+        expected = huber_sum(crops - own, 0.1).sum((1, 2))
+    assert (cost.flatten() - expected).abs().max() < 1e-5
 
 
 def test_a_flat_part_of_the_image_correlates_with_nothing():
-    source = torch.rand(40, 40, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    source = torch.rand(40, 40, generator=generator)
     source[:20] = 0.7
     (block,) = exhaustive.grid((40, 40), (8.0, 8.0), (40.0, 40.0), False, 100_000)
     x, y = (exhaustive._cells(axis, 40, torch.device("cpu")) for axis in block)
-    cost = exhaustive._costs(source, torch.rand(1, SIDE, SIDE), x, y, "zncc")[0]
+    cost = exhaustive._costs(source, torch.rand(SIDE, SIDE, generator=generator), x, y, "zncc")
     boxes = all_boxes(block)
     flat = boxes[..., 3] < 19.5
     assert flat.any()
@@ -125,9 +126,9 @@ def test_a_flat_part_of_the_image_correlates_with_nothing():
 
 
 def test_neighbours():
-    cost = torch.rand(2, 7, 9, generator=torch.Generator().manual_seed(0))
+    cost = torch.rand(7, 9, generator=torch.Generator().manual_seed(0))
     kept = cost.clone()
-    assert torch.equal(exhaustive._least_around(cost), -max_pool2d(-cost[:, None], 3, 1, 1)[:, 0])
+    assert torch.equal(exhaustive._least_around(cost), -max_pool2d(-cost[None], 3, 1, 1)[0])
     assert torch.equal(cost, kept)
 
 
@@ -161,25 +162,25 @@ def test_the_strongest_channel_is_that_of_the_templates():
     generator = torch.Generator().manual_seed(0)
     image = torch.cat([scene()[:1], 5 * torch.rand(2, *scene().shape[1:], generator=generator)])
     wanted = torch.cat([template()[:1], torch.full((2, 20, 24), 2.5)])
-    source, small = exhaustive._one_channel(image, wanted[None])
+    source, small, _ = exhaustive._one_channel(image, wanted)
     centred = [t - t.mean() for t in (source, image[0])]
     assert abs(float((centred[0] * centred[1]).sum() / (centred[0].norm() * centred[1].norm()))) > 0.99
-    assert small.shape == (1, 20, 24)
+    assert small.shape == (20, 24)
 
 
-def test_candidates_of_many_templates_are_those_of_each():
+def test_costs_are_those_of_normal_equations():
+    """On grey crops of the size of the search, in the image's units, but for the reduction of the source."""
+    grey = scene().mean(0, keepdim=True).double()
     blocks = exhaustive.grid((451, 300), (60.0, 60.0), (451.0, 300.0), False, 100_000)
-    grey = scene().mean(0, keepdim=True)
-    wanted = torch.stack([template(), template((100.0, 80.0, 220.0, 190.0))]).mean(1, keepdim=True)
+    wanted = diffcrop.crop(grey, torch.tensor(TRUTH), 24, mode="area")
+    small = exhaustive.resized(wanted, (SIDE, SIDE))
     for metric, huber in (("l2", None), ("zncc", None), ("l2", 0.05)):
-        together = exhaustive.best_candidates(grey, wanted, blocks, 6, 0.6, metric, huber)
-        fewer = (together.boxes == together.boxes[:, :1]).all(-1)  # the best again, where too few are left
-        assert ((together.costs.diff(dim=1) >= 0) | fewer[:, 1:]).all()
-        assert (~fewer).sum() >= 4
-        for t in range(2):
-            alone = exhaustive.best_candidates(grey, wanted[t : t + 1], blocks, 6, 0.6, metric, huber)
-            assert torch.allclose(together.costs[t], alone.costs[0], atol=1e-5)
-        assert overlap(together.boxes[0, 0], torch.tensor(TRUTH)) > 0.6
+        found = exhaustive.best_candidates(grey, wanted, blocks, 6, 0.6, metric, huber)
+        different = (found.boxes != found.boxes[:1]).any(1)  # the best is repeated where too few are left
+        assert (found.costs[1:][different[1:]] >= found.costs[0]).all()
+        assert overlap(found.boxes[0], torch.tensor(TRUTH)) > 0.6
+        expected = diffcrop.normal_equations(grey, found.boxes, small, mode="area", metric=metric, huber=huber).loss
+        assert torch.allclose(found.costs, expected, rtol=0.2)
 
 
 # --- the steps --------------------------------------------------------------------------------------------------------
@@ -275,5 +276,9 @@ def test_small_sizes_do_not_lead_a_given_start_away():
     truth = torch.tensor([[[20.0, 24.0, 68.0, 72.0]]], dtype=torch.float64)
     wanted = diffcrop.crop(image, truth[0, 0], 48)
     matcher = Matcher(image[None], wanted[None], {"metric": "l2", "huber": None}, False)
-    path = matcher.coarse_to_fine(start(truth), (48.0, 48.0), start(truth))
-    assert any(torch.equal(box, truth[0, 0]) for box in path.boxes[0])
+    given = start(truth)
+    path = matcher.coarse_to_fine(given, (48.0, 48.0), given)
+    refined = path.boxes[0, :-1]  # the last is the start itself
+    assert (refined - truth[0, 0]).abs().amax(1).min() < 0.5
+    found = diffcrop.locate(image, wanted, init=truth[0, 0] + 0.3, reach=0)
+    assert (found.box - truth[0, 0]).abs().max() < 0.01

@@ -106,7 +106,8 @@ def locate(
         mode: the filter that made the template, or several to try: that with the least residual is kept. The accuracy
             depends on it; the default tries those of image programs. All of `crop` but ``"nearest"``.
         metric: ``"l2"``: the squared difference. ``"zncc"``: of crop and template with each channel's mean taken off
-            and scaled to norm 1, which does not mind another brightness or contrast.
+            and all channels together scaled to norm 1, which does not mind another brightness of each channel or
+            another contrast of all.
         aspect: ``"free"``: width and height are scaled each for itself. ``"fixed"``: by the same factor.
         scales: (least, greatest) number of image pixels for a template pixel that the search admits. By default from
             0.5, but from boxes of a twelfth of the image's sides, up to the whole image. Smaller boxes, as of a small
@@ -129,7 +130,8 @@ def locate(
         that is left unexplained. ``converged`` (...): whether the last steps were within ``tolerance`` and the crop
         explains at least half of the template's variance; false where the template is not to be found.
         ``covariance`` (..., 4, 4): of the box, in pixels squared, if template and crop differ by independent noise of
-        one strength, from the Gauss-Newton matrix: s^2 (J^T J)^-1. ``trace``: a `LocateTrace`.
+        one strength, from the Gauss-Newton matrix: s^2 (J^T J)^-1, or infinite where that has no inverse. ``trace``:
+        a `LocateTrace`.
 
     The result is a constant: nothing is differentiated through it.
 
@@ -150,7 +152,7 @@ def locate(
     budgets = _CANDIDATES if candidates is None else (arguments.count(candidates, "candidates"),)
     limits = None if scales is None else arguments.scales(scales)
     reach = arguments.with_or_without_init(init, scales, candidates, reach)
-    with torch.no_grad(), _full_precision(image):
+    with torch.no_grad(), _without_autocast(image):
         problem = arguments.problem(image, template, init)
         options = {"antialias": antialias, "padding_mode": padding_mode, "metric": metric, "huber": huber, "impl": impl}
         matcher = Matcher(problem.images, problem.templates.flatten(0, 1), options, aspect == "fixed")
@@ -162,12 +164,13 @@ def locate(
             boxes = _of_aspect(problem.init.reshape(-1, 4), matcher)
             given = start(boxes[:, None])
             proposed, least = _around(problem, matcher, boxes, reach)
-        path = matcher.coarse_to_fine(start(proposed.boxes), least, given)
+        path = given if given is not None and reach == 0 else start(proposed.boxes)
+        path = matcher.coarse_to_fine(path, least, given)
         best, which = matcher.best_filter(path, names, iterations, tolerance)
         return _answer(matcher, best, which, names, proposed, problem.leading)
 
 
-def _full_precision(image: Any) -> contextlib.AbstractContextManager:
+def _without_autocast(image: Any) -> contextlib.AbstractContextManager:
     """Without autocast, which would round matrix products; the image may not be a tensor at all yet."""
     device = image.device.type if isinstance(image, Tensor) else "cpu"
     return (
@@ -183,14 +186,16 @@ def _proposed(
     least = exhaustive.least_sides(extent, size, matcher.fixed)
     low, high = arguments.searched(extent, size, matcher.fixed, limits, least)
     grids = (exhaustive.grid(extent, low, high, matcher.fixed, budget) for budget in budgets)
+    images = problem.images
     blocks = next((grid for grid in grids if grid is not None), None)
     if blocks is None:
         raise ValueError(
             f"candidates={budgets[-1]} are too few to search boxes of {low[0]:.4g}x{low[1]:.4g} to "
             f"{high[0]:.4g}x{high[1]:.4g} pixels (width, height); allow more, or narrow scales"
         )
-    pairs = zip(problem.images, problem.templates, strict=True)
-    return _gathered([_best(matcher, image, own, blocks) for image, own in pairs]), low
+    each = problem.templates.shape[1]
+    found = [_best(matcher, images[p // each], own, blocks) for p, own in enumerate(matcher.templates)]
+    return _stacked(found), low
 
 
 def _around(
@@ -205,19 +210,21 @@ def _around(
     found, each = [], problem.templates.shape[1]
     for p, box in enumerate(boxes.tolist()):
         blocks = exhaustive.grid_around((width, height), box, reach, matcher.fixed)
-        found.append(_best(matcher, matcher.images[p // each], matcher.templates[p : p + 1], blocks))
-    return _gathered(found), (shrunk[0], shrunk[1])
+        found.append(_best(matcher, matcher.images[p // each], matcher.templates[p], blocks, reuse=False))
+    return _stacked(found), (shrunk[0], shrunk[1])
 
 
-def _best(matcher: Matcher, image: Tensor, templates: Tensor, blocks: tuple[exhaustive.Block, ...]) -> Candidates:
-    metric, huber = matcher.options["metric"], matcher.options["huber"]
-    return exhaustive.best_candidates(image, templates, blocks, STAGES[0][1], _NEAR, metric, huber)
+def _best(
+    matcher: Matcher, image: Tensor, template: Tensor, blocks: tuple[exhaustive.Block, ...], reuse: bool = True
+) -> Candidates:
+    metric, huber = matcher.coarse_metric, matcher.options["huber"]
+    return exhaustive.best_candidates(image, template, blocks, STAGES[0][1], _NEAR, metric, huber, reuse=reuse)
 
 
-def _gathered(found: Sequence[Candidates]) -> Candidates:
-    """Of several images in one, as many for each as for that with the fewest."""
-    keep = min(f.boxes.shape[1] for f in found)
-    return Candidates(*(torch.cat([part[:, :keep] for part in parts]) for parts in zip(*found, strict=True)))
+def _stacked(found: Sequence[Candidates]) -> Candidates:
+    """Of several problems in one, as many for each as for that with the fewest."""
+    keep = min(len(f.costs) for f in found)
+    return Candidates(*(torch.stack([part[:keep] for part in parts]) for parts in zip(*found, strict=True)))
 
 
 def _of_aspect(boxes: Tensor, matcher: Matcher) -> Tensor:
@@ -318,8 +325,8 @@ def _covariance(
     inside = torch.ones_like(r) if huber is None else (r.abs() <= huber).to(r.dtype)
     if freedom < 1:
         return r.new_full((4, 4), torch.inf)
-    inverse, failed = torch.linalg.inv_ex(J.T @ (inside[:, None] * J))
-    if failed:
+    inverse, _ = torch.linalg.inv_ex(J.T @ (inside[:, None] * J))
+    if not bool(inverse.isfinite().all()):
         return r.new_full((4, 4), torch.inf)
     covariance = _clipped(r, huber).square().sum() / freedom * inverse @ (J.T @ J) @ inverse
     return covariance if basis is None else basis @ covariance @ basis.T

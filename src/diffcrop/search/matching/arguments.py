@@ -12,6 +12,7 @@ from torch import Tensor
 
 MODES = ("bilinear", "bicubic", "lanczos3", "area", "gaussian")
 METRICS = ("l2", "zncc")
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 ASPECTS = ("free", "fixed")
 
 
@@ -59,8 +60,13 @@ def _pixels(value: Any, name: str, ranks: tuple[int, ...]) -> Tensor:
     wanted = " or ".join(shapes[rank] for rank in ranks)
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor of shape {wanted}, got {value!r:.80} ({type(value).__name__})")
-    if value.is_complex():
-        raise TypeError(f"{name} must be real, got {value.dtype}")
+    if value.layout != torch.strided or value.is_nested:
+        raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}; convert with to_dense()")
+    if value.is_complex() or (value.is_floating_point() and value.dtype not in _FLOATS):
+        raise TypeError(f"{name} must be float64, float32, float16, bfloat16 or integer, got {value.dtype}")
+    if value.device.type in ("meta", "mps"):
+        why = "has no pixels" if value.device.type == "meta" else "has no float64, in which boxes are found"
+        raise ValueError(f"{name} must be on another device: {value.device} {why}; move it to the CPU")
     if value.ndim not in ranks:
         hint = f"; add the channels: {name}[None]" if value.ndim == 2 else ""
         raise ValueError(f"{name} must have shape {wanted}, got shape {tuple(value.shape)}{hint}")
@@ -176,16 +182,24 @@ def positive(value: Any, name: str) -> float:
 
 def scales(value: Any) -> tuple[float, float]:
     """The least and the greatest reduction."""
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
-        raise TypeError(f"scales must be two numbers (least, greatest), image pixels per template pixel, got {value!r}")
-    low, high = (positive(number, f"scales[{i}]") for i, number in enumerate(value))
+    try:
+        low, high = value
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"scales must be two numbers (least, greatest), image pixels per template pixel, got {value!r}"
+        ) from None
+    low, high = (positive(number, f"scales[{i}]") for i, number in enumerate((low, high)))
     if low > high:
         raise ValueError(f"scales must be (least, greatest), got {value!r}")
     return low, high
 
 
 def searched(
-    image: tuple[int, int], template: tuple[int, int], fixed: bool, limits: tuple[float, float] | None, low: Any
+    image: tuple[int, int],
+    template: tuple[int, int],
+    fixed: bool,
+    limits: tuple[float, float] | None,
+    low: Sequence[float],
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """The least and the greatest sides (width, height) of the boxes to be searched; ``low`` where nobody says."""
     fits = [side / own for side, own in zip(image, template, strict=True)]
@@ -213,7 +227,7 @@ def with_or_without_init(init: Any, scales: Any, candidates: Any, reach: Any) ->
     for name, value in (("scales", scales), ("candidates", candidates)):
         if init is not None and value is not None:
             raise ValueError(f"{name} is for the search of the whole image, which init replaces; drop one of them")
-    if reach is None or reach == 0:
+    if reach is None or (reach == 0 and not isinstance(reach, bool)):
         return 0.5 if reach is None else 0.0
     reach = positive(reach, "reach")
     if reach > 2:

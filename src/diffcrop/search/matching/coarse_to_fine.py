@@ -1,4 +1,4 @@
-"""From candidates to the one box of each template: coarse to fine, then filter by filter, and how sure it is."""
+"""From candidates to the one box of each template: coarse to fine, then filter by filter."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from .marquardt import levenberg_marquardt
 
 # Coarse to fine: the side of the crops that are compared, how many boxes are refined, and for how many steps.
 STAGES = ((8, 64, 10), (16, 32, 8), (32, 8, 6), (128, 3, 6), (512, 3, 6))
-_FINALISTS = 2
-# Those begin with so many steps at the template's own size, then the better one goes on.
+# Those that are compared at the template's own size: as many as its pixels allow, within limits.
+_FINAL_PIXELS, _FEWEST, _MOST = 4096, 2, 16
+# Each of them takes so many steps there with each filter, then the best one goes on.
 _FINAL = 4
 # Boxes that overlap more (intersection over union) after they were refined are one.
 _SAME = 0.9
@@ -69,6 +70,17 @@ class Matcher(NamedTuple):
         """(h, w) of the templates."""
         return self.templates.shape[-2], self.templates.shape[-1]
 
+    @property
+    def coarse_metric(self) -> str:
+        """What candidates are compared by before their filter is known.
+
+        A template that is hardly larger than the crops that are compared has the contrast its filter left it, of which
+        areas know nothing; only its shape can be relied on.
+        """
+        height, width = self.size
+        small = (height * width) ** 0.5 < 1.5 * STAGES[0][0]
+        return "zncc" if small and self.options["huber"] is None else self.options["metric"]
+
     def basis(self) -> Tensor | None:
         """How a box may change, as columns (4, 3): along x, along y, and in size; None where it is free."""
         if not self.fixed:
@@ -78,37 +90,34 @@ class Matcher(NamedTuple):
         return torch.tensor(columns, dtype=torch.float64, device=self.images.device).T
 
     def coarse_to_fine(self, path: Path, least: tuple[float, float], given: Path | None = None) -> Path:
-        """Refine at ever larger sizes, ever fewer boxes, to `_FINALISTS` that are worth the templates' own size.
+        """Refine at ever larger sizes, ever fewer boxes, to those that are worth the templates' own size.
 
         ``least``: the smallest sides (x, y) of boxes to be expected, which the sources must resolve. Those that are
         ``given`` begin anew at each stage, as what a small size says may lead away from a good one.
         """
         height, width = self.size
         whole = (height * width) ** 0.5
-        whole_areas = self._replace(options={**self.options, "antialias": True})
+        finalists = min(max(_FINAL_PIXELS // (height * width), _FEWEST), _MOST)
+        whole_areas = self._replace(options={**self.options, "antialias": True, "metric": self.coarse_metric})
         stages = [stage for stage in STAGES if stage[0] < 0.75 * whole] or [STAGES[0]]
-        for i, (side, keep, steps) in enumerate(stages):
+        for i, (side, _, steps) in enumerate(stages):
             size = tuple(max(round(n * min(side / whole, 1.0)), 1) for n in self.size)
-            path = path.take(self._first(min(keep, path.boxes.shape[1])))
-            if given is not None:
+            if given is not None and path is not given:
                 path = _joined(path, given)
             source = exhaustive.resized(self.images, self._source_size(size, least))
             path = whole_areas.refine(path, source, exhaustive.resized(self.templates, size), "area", steps, _ROUGHLY)
-            path = path.best(stages[i + 1][1] if i + 1 < len(stages) else _FINALISTS)
+            path = path.best(stages[i + 1][1] if i + 1 < len(stages) else finalists)
         return path if given is None else _joined(path, given)
 
     def best_filter(self, path: Path, names: Sequence[str], iterations: int, tolerance: float) -> tuple[Path, Tensor]:
         """The one box of each problem (P, 1), and which of the filters explains its template best (P,)."""
-        rest = max(iterations - _FINAL, 0)
-        best = self.refine(path, self.images, self.templates, names[0], min(_FINAL, iterations), tolerance).best(1)
-        best = self.refine(best, self.images, self.templates, names[0], rest, tolerance)
-        which = torch.zeros(len(self.templates), dtype=torch.int64, device=self.images.device)
-        begin = best
-        for i, name in enumerate(names[1:], 1):
-            other = self.refine(begin, self.images, self.templates, name, iterations, tolerance)
-            better = other.losses < best.losses
-            best, which = _chosen(better, other, best), torch.where(better[:, 0], i, which)
-        return best, which
+        size = (self.images, self.templates)
+        each = [self.refine(path, *size, name, min(_FINAL, iterations), tolerance).best(1) for name in names]
+        which = torch.cat([one.losses for one in each], 1).nan_to_num(torch.inf).argmin(1)
+        for i, name in enumerate(names):
+            if iterations > _FINAL and bool((which == i).any()):
+                each[i] = self.refine(each[i], *size, name, iterations - _FINAL, tolerance)
+        return _of_each(each, which), which
 
     def refine(self, path: Path, images: Tensor, targets: Tensor, mode: str, steps: int, tolerance: float) -> Path:
         """Go on from each box on images that may be reduced, against (P, C, h, w); the size of a step as there."""
@@ -140,9 +149,6 @@ class Matcher(NamedTuple):
             torch.cat([path.steps, taken]),
         )
 
-    def _first(self, keep: int) -> Tensor:
-        return torch.arange(keep, device=self.images.device).expand(len(self.templates), -1)
-
     def _source_size(self, size: Sequence[int], least: Sequence[float]) -> tuple[int, int]:
         """(h, w) that the images are reduced to for crops of this size, or their own."""
         extents = self.images.shape[-2:]
@@ -165,12 +171,18 @@ def _joined(path: Path, other: Path) -> Path:
     )
 
 
-def _chosen(first: Tensor, path: Path, other: Path) -> Path:
-    """Of two sets of boxes those of the one where ``first`` (P, K), else of the other. Their steps end alike."""
-    steps = torch.where(first[..., None], path.boxes, other.boxes)
+def _of_each(paths: Sequence[Path], which: Tensor) -> Path:
+    """Of paths of one box (P, 1) the one that is named for each problem. Those that took fewer steps waited first."""
+    longest = max(len(path.steps) for path in paths)
+    rows = torch.arange(len(which), device=which.device)
+
+    def chosen(parts: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(parts))[which, rows]
+
+    waited = [torch.cat([p.steps[:1].expand(longest - len(p.steps), -1, -1, -1), p.steps]) for p in paths]
     return Path(
-        steps,
-        torch.where(first, path.losses, other.losses),
-        torch.where(first, path.settled, other.settled),
-        torch.cat([other.steps, steps[None]]),
+        chosen([path.boxes for path in paths]),
+        chosen([path.losses for path in paths]),
+        chosen([path.settled for path in paths]),
+        torch.stack([torch.stack(waited)[i, :, p] for p, i in enumerate(which.tolist())], 1),
     )

@@ -3,8 +3,8 @@
 Crops are separable, crop = W_y I W_x^T. So n_y intervals of rows and n_x intervals of columns, with the matrices of
 each stacked, are n_y n_x boxes in a few matrix products:
 
-    <T, crop> = sum_j (T^T W_y I)_j . (W_x)_j       for each template T
-    sum crop, sum crop^2                            once for all templates
+    <T, crop> = sum_j (T^T W_y I)_j . (W_x)_j
+    sum crop, sum crop^2
 
 Intervals of one length lie so that they share their pixels: each is `SIDE` cells long and begins 1 / `phases` of a cell
 after the one before. So the squares are those of all cells, of which there are far fewer than pixels of all crops.
@@ -28,10 +28,10 @@ SIDE = 6
 # How fine a grid is, finest first: phases, and octaves from one side to the next. A candidate is off by a quarter of a
 # cell or half of one at most, and by about as much at its ends because of its side.
 _FINENESS = ((3, 0.17), (2, 0.2), (2, 0.25), (2, 0.3), (2, 0.36), (1, 0.36), (1, 0.42), (1, 0.5))
-# Around a box that is given.
+# The same around a box that is given.
+_AROUND = (2, 0.25)
 # So many times as many are looked at as are kept, before those that overlap are dropped.
 _SPARE = 6
-_AROUND = (2, 0.25)
 # Residuals that are made together where each of them is looked at: few enough to stay in a cache.
 _CHUNK = 1 << 20
 
@@ -147,7 +147,7 @@ def _level(extent: int, side: float, phases: int, exact: bool) -> Level:
 
 
 class Candidates(NamedTuple):
-    """The best of a grid for P problems: boxes (P, K, 4) in pixels and their costs (P, K), best first."""
+    """The best of a grid: boxes (..., K, 4) in pixels and their costs (..., K), best first."""
 
     boxes: Tensor
     costs: Tensor
@@ -155,45 +155,48 @@ class Candidates(NamedTuple):
 
 def best_candidates(
     image: Tensor,
-    templates: Tensor,
+    template: Tensor,
     blocks: tuple[Block, ...],
     keep: int,
     overlap: float,
     metric: str,
     huber: float | None = None,
+    *,
+    reuse: bool = True,
 ) -> Candidates:
-    """The ``keep`` best boxes of the grid in one image (C, H, W) for each of T templates (T, C, h, w).
+    """The ``keep`` best boxes of the grid in one image (C, H, W) for one template (C, h, w).
 
     Those that are better than their neighbours on the grid, without any that overlaps a better one by more than
-    ``overlap`` (intersection over union). Costs are those of `normal_equations` on crops of one channel.
+    ``overlap`` (intersection over union). Costs are those of `normal_equations` on crops of one channel. With
+    ``reuse`` the grid's matrices are kept for the next call.
     """
+    make = _cells if reuse else _cells.__wrapped__
     width, height = (_source_extent([block[axis] for block in blocks]) for axis in (0, 1))
-    source, small = _one_channel(resized(image, (height, width)).float(), resized(templates, (SIDE, SIDE)).float())
+    source, small, unit = _one_channel(resized(image, (height, width)), resized(template, (SIDE, SIDE)))
     boxes, costs = [], []
     for block in blocks:
-        x, y = _cells(block.x, source.shape[1], source.device), _cells(block.y, source.shape[0], source.device)
+        x, y = make(block.x, source.shape[1], source.device), make(block.y, source.shape[0], source.device)
         if huber is None:
             cost = _costs(source, small, x, y, metric)
         else:
-            cost = _robust_costs(source, small, x, y, huber)
+            cost = _robust_costs(source, small, x, y, huber / unit)
         # Candidates on a slope lead where their neighbours lead.
-        cost = torch.where(cost <= _least_around(cost), cost, torch.inf).flatten(1)
-        found, place = cost.topk(min(_SPARE * keep, cost.shape[1]), 1, largest=False)
+        cost = torch.where(cost <= _least_around(cost), cost, torch.inf).flatten()
+        found, place = cost.topk(min(_SPARE * keep, len(cost)), largest=False)
         x, y = (axis.intervals(image.device) for axis in block)
         column, row = x[place % len(x)], y[place // len(x)]
-        boxes.append(torch.stack([column[..., 0], row[..., 0], column[..., 1], row[..., 1]], -1))
+        boxes.append(torch.stack([column[:, 0], row[:, 0], column[:, 1], row[:, 1]], 1))
         costs.append(found.to(torch.float64))
-    every, cost = torch.cat(boxes, 1), torch.cat(costs, 1)
-    cost, order = cost.sort(1)
-    cost, order = cost[:, : _SPARE * keep], order[:, : _SPARE * keep]
-    every = every.gather(1, order[..., None].expand(-1, -1, 4))
-    kept = distinct(every, cost, keep, overlap)
-    return Candidates(every.gather(1, kept[..., None].expand(-1, -1, 4)), cost.gather(1, kept))
+    every, cost = torch.cat(boxes), torch.cat(costs)
+    cost, order = cost.sort()
+    cost, every = cost[: _SPARE * keep], every[order[: _SPARE * keep]]
+    kept = distinct(every[None], cost[None], keep, overlap)[0]
+    return Candidates(every[kept], cost[kept] * (unit * unit if metric == "l2" else 1))
 
 
 def _least_around(cost: Tensor) -> Tensor:
-    """The least of each element of (T, n_y, n_x) and its eight neighbours. max_pool2d takes fifty times as long."""
-    for dim in (1, 2):
+    """The least of each element of (n_y, n_x) and its eight neighbours. max_pool2d takes fifty times as long."""
+    for dim in (0, 1):
         inner = cost
         cost = cost.clone()
         for ahead, behind in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
@@ -238,14 +241,20 @@ def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     return diffcrop.crop(images, whole, size, coords="unit", mode="area")
 
 
-def _one_channel(source: Tensor, templates: Tensor) -> tuple[Tensor, Tensor]:
-    """(H, W) and (T, h, w): the combination of channels, of norm 1, in which the templates vary most."""
-    if source.shape[0] == 1:
-        return source[0], templates[:, 0]
-    centred = templates - templates.mean((-2, -1), keepdim=True)
-    colours = centred.transpose(0, 1).flatten(1).double()
-    direction = torch.linalg.eigh(colours @ colours.T)[1][:, -1].to(source.dtype)
-    return torch.tensordot(direction, source, 1), torch.einsum("tchw,c->thw", templates, direction)
+def _one_channel(source: Tensor, template: Tensor) -> tuple[Tensor, Tensor, float]:
+    """(H, W) and (h, w) in float32: the combination of channels, of norm 1, in which the template varies most.
+
+    The source's mean is taken off both, and both are divided by a unit, the third result: sums of squares in
+    float32 must not be those of a mean that is large beside the contrast.
+    """
+    source, template = source.to(torch.float64), template.to(torch.float64)
+    centred = (template - template.mean((1, 2), keepdim=True)).flatten(1)
+    unit = float(centred.square().mean().sqrt()) or 1.0
+    colours = centred / unit
+    direction = torch.linalg.eigh(colours @ colours.T)[1][:, -1] / unit
+    source, template = torch.tensordot(direction, source, 1), torch.tensordot(direction, template, 1)
+    middle = source.mean()
+    return (source - middle).to(torch.float32), (template - middle).to(torch.float32), unit
 
 
 class _Cells(NamedTuple):
@@ -259,7 +268,7 @@ class _Cells(NamedTuple):
         return self.weights[self.members]
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=16)
 def _cells(axis: Axis, pixels: int, device: torch.device) -> _Cells:
     """The axis, reduced to so many pixels."""
     starts, ends, members, count = [], [], [], 0
@@ -271,45 +280,43 @@ def _cells(axis: Axis, pixels: int, device: torch.device) -> _Cells:
         count += cells
     scale = pixels / axis.extent
     boxes = torch.zeros(count, 4, dtype=torch.float64, device=device)
-    boxes[:, 0], boxes[:, 2], boxes[:, 3] = torch.tensor(starts) * scale, torch.tensor(ends) * scale, pixels
-    unit_image = torch.eye(pixels, device=device)[None]
+    ends_of_cells = torch.tensor([starts, ends], dtype=torch.float64, device=device) * scale
+    boxes[:, 0], boxes[:, 2], boxes[:, 3] = *ends_of_cells, float(pixels)
+    unit_image = torch.eye(pixels, dtype=torch.float32, device=device)[None]
     weights = diffcrop.crop(unit_image, boxes, (pixels, 1), mode="area")[:, 0, :, 0]
     return _Cells(weights.contiguous(), torch.tensor(members, device=device))
 
 
-def _costs(source: Tensor, templates: Tensor, x: _Cells, y: _Cells, metric: str) -> Tensor:
-    """(T, n_y, n_x): half the squared difference ("l2"), or one minus the correlation ("zncc"), of every candidate."""
+def _costs(source: Tensor, template: Tensor, x: _Cells, y: _Cells, metric: str) -> Tensor:
+    """(n_y, n_x): half the squared difference ("l2"), or one minus the correlation ("zncc"), of every candidate."""
     count = SIDE * SIDE
-    means = templates.mean((1, 2))
-    centred = templates - means[:, None, None]
+    centred = template - template.mean()
     across, down = x.rows(), y.rows()
     # T^T W_y I, then its product with W_x, both summed over their axis of the crop.
-    left = torch.einsum("tij,yih->tyjh", centred, down).flatten(0, 2) @ source
-    products = left.view(len(templates), len(down), -1) @ across.flatten(1).T
+    left = torch.einsum("ij,yih->yjh", centred, down).flatten(0, 1) @ source
+    products = left.view(len(down), -1) @ across.flatten(1).T
     cells = (y.weights @ source) @ x.weights.T
     mean = _sums(cells, x, y) / count
     variance = _sums(cells.square_(), x, y) - count * mean * mean
-    energy = centred.square().sum((1, 2))[:, None, None]
+    energy = centred.square().sum()
     if metric == "zncc":
-        rounding = 1e-6 * count * source.square().mean()
-        return 1 - products / (variance.clamp(min=rounding) * energy).sqrt()
-    return (variance.clamp(min=0) + energy) / 2 - products + count / 2 * (mean - means[:, None, None]).square()
+        # What varies by less than the rounding of these sums correlates with nothing.
+        least = 1e-6 * count * source.square().mean() + torch.finfo(source.dtype).tiny
+        return 1 - products / (variance.clamp(min=least) * energy.clamp(min=least)).sqrt()
+    return (variance.clamp(min=0) + energy) / 2 - products + count / 2 * (mean - template.mean()).square()
 
 
-def _robust_costs(source: Tensor, templates: Tensor, x: _Cells, y: _Cells, huber: float) -> Tensor:
-    """(T, n_y, n_x): the sum of Huber's function of every candidate's differences, which no product gives."""
+def _robust_costs(source: Tensor, template: Tensor, x: _Cells, y: _Cells, huber: float) -> Tensor:
+    """(n_y, n_x): the sum of Huber's function of every candidate's differences, which no product gives."""
     cells = (y.weights @ source) @ x.weights.T
     each = max(_CHUNK // (SIDE * x.members.numel()), 1)
-    result = []
-    for template in templates:
-        parts = []
-        for members in y.members.split(each):
-            crops = cells[members][:, :, x.members]  # (n, SIDE, n_x, SIDE)
-            off = crops.sub_(template[:, None, :]).abs_()
-            near = off.clamp(max=huber)
-            parts.append((near * (off - near / 2)).sum((1, 3)))
-        result.append(torch.cat(parts))
-    return torch.stack(result)
+    parts = []
+    for members in y.members.split(each):
+        crops = cells[members][:, :, x.members]  # (n, SIDE, n_x, SIDE)
+        off = crops.sub_(template[:, None, :]).abs_()
+        near = off.clamp(max=huber)
+        parts.append((near * (off - near / 2)).sum((1, 3)))
+    return torch.cat(parts)
 
 
 def _sums(cells: Tensor, x: _Cells, y: _Cells) -> Tensor:

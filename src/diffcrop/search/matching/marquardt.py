@@ -21,7 +21,7 @@ Equations = Callable[[Tensor], "diffcrop.NormalEquations"]
 
 
 class Descent(NamedTuple):
-    """R boxes after n steps (R, 4), their losses and whether a step was small (R,), and all steps (n + 1, R, 4)."""
+    """R boxes after n steps (R, 4), their losses and whether any step was small (R,); (n + 1, R, 4) and (n + 1, R)."""
 
     boxes: Tensor
     losses: Tensor
