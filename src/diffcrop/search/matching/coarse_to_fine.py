@@ -15,11 +15,12 @@ from . import exhaustive
 from .marquardt import levenberg_marquardt
 
 # Coarse to fine: the side of the crops that are compared, how many boxes are refined, and for how many steps.
-STAGES = ((8, 64, 10), (16, 32, 8), (32, 8, 6), (128, 3, 6), (512, 3, 6))
+STAGES = ((8, 64, 8), (16, 32, 6), (32, 8, 5), (128, 3, 5), (512, 3, 5))
 # Those that are compared at the template's own size: as many as its pixels allow, within limits.
 _FINAL_PIXELS, _FEWEST, _MOST = 4096, 2, 16
-# Each of them takes so many steps there with each filter, then the best one goes on.
-_FINAL = 4
+# Each of them takes so many steps there with the first filter, and from there so many with each other one. Then the best
+# box goes on, with the filter that explains it best.
+_FINAL, _OTHERS = 4, 2
 # Boxes that overlap more (intersection over union) after they were refined are one.
 _SAME = 0.9
 # In those stages a crop's pixel has so many of the source's in each direction, unless the image has fewer.
@@ -112,7 +113,9 @@ class Matcher(NamedTuple):
     def best_filter(self, path: Path, names: Sequence[str], iterations: int, tolerance: float) -> tuple[Path, Tensor]:
         """The one box of each problem (P, 1), and which of the filters explains its template best (P,)."""
         size = (self.images, self.templates)
-        each = [self.refine(path, *size, name, min(_FINAL, iterations), tolerance).best(1) for name in names]
+        path = self.refine(path, *size, names[0], min(_FINAL, iterations), tolerance)
+        others = [self.refine(path, *size, name, min(_OTHERS, iterations), tolerance) for name in names[1:]]
+        each = [one.best(1) for one in (path, *others)]
         which = torch.cat([one.losses for one in each], 1).nan_to_num(torch.inf).argmin(1)
         for i, name in enumerate(names):
             if iterations > _FINAL and bool((which == i).any()):
