@@ -353,5 +353,5 @@ by a factor between exp(-share) and exp(share). The same problems are put to eve
 batch: the loss is their sum, and Adam treats each number by itself, as Levenberg and Marquardt's method does each box.
 Photographs longer than 512 pixels are first reduced to that by Pillow's LANCZOS ({len(FILES)} in all); grey ones have
 one channel. No number was chosen on what is held out, but two of the textures count there as well, and the grid and the
-stages of `locate` were chosen with the textures at other seeds in view: its figures on textures are of fresh boxes in known
-pictures. Those on photographs are of pictures that were not looked at before, hubble and retina apart."""
+stages of `locate` were chosen with the textures at other seeds in view: its figures on textures are of fresh boxes in
+known pictures. Those on photographs are of pictures that were not looked at before, hubble and retina apart."""

@@ -18,8 +18,8 @@ from .marquardt import levenberg_marquardt
 STAGES = ((8, 64, 8), (16, 32, 6), (32, 8, 5), (128, 3, 5), (512, 3, 5))
 # Those that are compared at the template's own size: as many as its pixels allow, within limits.
 _FINAL_PIXELS, _FEWEST, _MOST = 4096, 2, 16
-# Each of them takes so many steps there with the first filter, and from there so many with each other one. Then the best
-# box goes on, with the filter that explains it best.
+# Each of them takes so many steps there with the first filter, and from there so many with each other one. Then the
+# best box goes on, with the filter that explains it best.
 _FINAL, _OTHERS = 4, 2
 # Boxes that overlap more (intersection over union) after they were refined are one.
 _SAME = 0.9
