@@ -138,6 +138,28 @@ def test_what_is_not_there_is_not_found():
             assert not locate(scene(), absent, metric=metric).converged
 
 
+@pytest.mark.parametrize("name", ["chelsea", "rocket"])
+def test_cutouts_are_found_where_scales_say_so(name):
+    draw = random.Random(name)
+    image = scene(name)
+    missed = 0
+    for _ in range(8):
+        x, y = draw.randrange(image.shape[2] - 30), draw.randrange(image.shape[1] - 30)
+        found = locate(image, image[:, y : y + 30, x : x + 30], scales=(0.8, 1.2))
+        missed += not found.converged
+        assert not found.converged or error(found.box, (x, y, x + 30, y + 30)) < 0.01
+    assert missed <= 1  # a lattice against the sky
+
+
+def test_a_filter_that_none_of_ours_is_converges_too():
+    """Pillow's NEAREST: kinks all over, and steps that end nowhere within the tolerance."""
+    for truth in boxes_inside("chelsea", 6, 3):
+        small = tensor(photograph().resize((48, 44), Image.Resampling.NEAREST, box=truth))
+        found = locate(scene(), small)
+        assert found.converged
+        assert error(found.box, truth) < 2
+
+
 def test_the_whole_image_is_found():
     image = scene()
     height, width = image.shape[1:]
@@ -427,6 +449,8 @@ IMAGE, SMALL = (torch.rand(3, *size, generator=torch.Generator().manual_seed(0))
     ((IMAGE, SMALL[0]), ValueError, r"add the channels: template\[None\]"),
     ((IMAGE, torch.rand(2, 2, 3, 8, 8)), ValueError, "need a batch of images"),
     ((IMAGE, torch.rand(1, 8, 8)), ValueError, "same number of channels"),
+    ((torch.rand(32, 40, 3), torch.rand(8, 9, 3)), ValueError, r"move the channels in front, as in image.permute"),
+    ((np.zeros((32, 40, 3)), SMALL), TypeError, r"got ndarray; a picture of Pillow is read by"),
     ((torch.rand(2, 3, 32, 40), torch.rand(3, 3, 8, 8)), ValueError, "a batch of B images takes"),
     ((IMAGE[:, :0], SMALL), ValueError, "image must not be empty"),
     ((IMAGE, torch.rand(0, 3, 8, 8)), ValueError, "template must not be empty"),

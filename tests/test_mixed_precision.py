@@ -167,8 +167,34 @@ def ramp(boxes):
     return torch.linspace(0, 1, 1000, device=boxes.device).expand(2, 3, 96, 1000)
 
 
+def unlike(crops):
+    return -(crops - 0.5).square().mean((1, 2, 3))
+
+
+# What is not differentiated.
+SEARCHES = {
+    "normal_equations": lambda i, b: diffcrop.normal_equations(i, b, i[:, 4:12, 4:12], metric="zncc"),
+    "locate": lambda i, b: diffcrop.locate(i, crop(i, b, 12))[:4],
+    "fit_boxes": lambda i, b: diffcrop.fit_boxes(i, unlike, b, 8, steps=5)[:2],
+}
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("name", SEARCHES)
+def test_autocast_changes_no_search(name, dtype):
+    coarse = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    picture = torch.nn.functional.interpolate(coarse, (64, 64), mode="bicubic")[0]
+    box = torch.tensor([10.3, 12.1, 44.9, 50.2])
+    expected = SEARCHES[name](picture, box)
+    with torch.autocast("cpu", dtype=dtype):
+        found = SEARCHES[name](picture, box)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+
+
 def test_every_public_function_is_among_them():
-    named = {name.split(",")[0].split(" ")[0] for name in FUNCTIONS}
+    named = {name.split(",")[0].split(" ")[0] for name in (*FUNCTIONS, *SEARCHES)}
     functions = {name for name in diffcrop.__all__ if inspect.isfunction(getattr(diffcrop, name))}
     assert functions - named == {"implementations", "simd_level"}
 

@@ -18,8 +18,10 @@ from .matching.exhaustive import Candidates
 
 # The filters that are tried where none is named: those that image programs use.
 MODES = ("bilinear", "bicubic", "lanczos3", "area")
-# Where nobody says: 20 ms or so of the search. What scales ask for may need more; the last of these some GB.
+# Where nobody says how many: the first of these that a grid can do with. The first takes 6 ms or so in a photograph.
 _CANDIDATES = tuple(400_000 * 4**i for i in range(5))
+# Scales are asked for where boxes are small and details count. The last takes some GB.
+_CANDIDATES_OF_SCALES = tuple(4_000_000 * 4**i for i in range(4))
 # Candidates that overlap more (intersection over union) are one.
 _NEAR = 0.6
 # The crop must explain so much of the template's variance, or it is not what was looked for.
@@ -109,16 +111,18 @@ def locate(
             and all channels together scaled to norm 1, which does not mind another brightness of each channel or
             another contrast of all.
         aspect: ``"free"``: width and height are scaled each for itself. ``"fixed"``: by the same factor.
-        scales: (least, greatest) number of image pixels for a template pixel that the search admits. By default from
-            0.5, but from boxes of a twelfth of the image's sides, up to the whole image. Smaller boxes, as of a small
-            template in a large image, have to be asked for: (0.8, 1.2) where it was cut out about as it is.
+        scales: (least, greatest) number of image pixels for a template pixel that the search looks at; refinement may
+            lead a little beyond. By default from 0.5, but from boxes of a twelfth of the image's sides, up to the
+            whole image. Smaller boxes, as of a small template in a large image, have to be asked for: (0.8, 1.2) where
+            it was cut out about as it is.
         reach: for ``init``: also boxes are scored whose centre is up to so many of its sides away, with sides
             exp(+-reach) of its own; 0.5 if None. With 0 the start is refined and nothing else.
         candidates: how many boxes the search scores at most. More make a finer grid, which textures that repeat
-            themselves may need. If None 400000, or as many as the coarsest grid of the ``scales`` has.
+            themselves may need. If None 400000, ten times as many with ``scales``, or what the coarsest grid has.
         iterations: steps of the last refinement, at the template's own size, with each filter.
         tolerance: it ends when no side of the box moves by more than this part of a template's pixel.
-        huber: for ``"l2"``: beyond this difference, in the images' units, the loss grows linearly and not with the
+        huber: for ``"l2"``: beyond this difference, in the images' units (0.02 where white is 1, 5 where it is 255),
+            the loss grows linearly and not with the
             square, so that what covers a part of the template counts less.
         antialias: as for `crop`: whether the template's filter widened with the reduction.
         padding_mode: as for `crop`: what a box that leaves the image reads.
@@ -149,8 +153,9 @@ def locate(
     arguments.choice(aspect, "aspect", arguments.ASPECTS)
     iterations = arguments.count(iterations, "iterations")
     tolerance = arguments.positive(tolerance, "tolerance")
-    budgets = _CANDIDATES if candidates is None else (arguments.count(candidates, "candidates"),)
     limits = None if scales is None else arguments.scales(scales)
+    budgets = _CANDIDATES if limits is None else _CANDIDATES_OF_SCALES
+    budgets = budgets if candidates is None else (arguments.count(candidates, "candidates"),)
     reach = arguments.with_or_without_init(init, scales, candidates, reach)
     with torch.no_grad(), _without_autocast(image):
         problem = arguments.problem(image, template, init)

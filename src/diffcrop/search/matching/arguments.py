@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-MODES = ("bilinear", "bicubic", "lanczos3", "area", "gaussian")
+FILTERS = ("bilinear", "bicubic", "lanczos3", "area", "gaussian")
 METRICS = ("l2", "zncc")
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 ASPECTS = ("free", "fixed")
@@ -28,6 +28,8 @@ class Problem(NamedTuple):
 def problem(image: Any, template: Any, init: Any) -> Problem:
     """Check the tensors and bring them to one shape."""
     images, templates = _pixels(image, "image", (3, 4)), _pixels(template, "template", (3, 4, 5))
+    _finite(images, "image")
+    _finite(templates, "template")
     images, templates, leading = _batches(images, templates)
     if images.device != templates.device:
         raise ValueError(
@@ -46,8 +48,6 @@ def problem(image: Any, template: Any, init: Any) -> Problem:
                 f"template must not be larger than the image, got a {side} of {own} in an image of {extent}; "
                 "reduce it, as in diffcrop.crop(template, whole, size), or swap the two"
             )
-    _finite(images, "image")
-    _finite(templates, "template")
     _contrast(templates)
     start = None if init is None else _init(init, leading, images.device)
     if start is not None:
@@ -59,7 +59,10 @@ def _pixels(value: Any, name: str, ranks: tuple[int, ...]) -> Tensor:
     shapes = {3: "(C, H, W)", 4: "(B, C, H, W)" if name == "image" else "(T, C, h, w)", 5: "(B, T, C, h, w)"}
     wanted = " or ".join(shapes[rank] for rank in ranks)
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor of shape {wanted}, got {value!r:.80} ({type(value).__name__})")
+        raise TypeError(
+            f"{name} must be a tensor of shape {wanted}, got {type(value).__name__}; a picture of Pillow is read by "
+            "torch.from_numpy(numpy.array(picture)).permute(2, 0, 1)"
+        )
     if value.layout != torch.strided or value.is_nested:
         raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}; convert with to_dense()")
     if value.is_complex() or (value.is_floating_point() and value.dtype not in _FLOATS):
@@ -79,7 +82,9 @@ def _batches(images: Tensor, templates: Tensor) -> tuple[Tensor, Tensor, tuple[i
     """Images (B, ...), templates (B, T, ...), and the shape of the boxes."""
     shapes = f"image of shape {tuple(images.shape)} and template of shape {tuple(templates.shape)}"
     if images.shape[-3] != templates.shape[-3]:
-        raise ValueError(f"image and template must have the same number of channels, got {shapes}")
+        last = (images.shape[-1], templates.shape[-1])
+        hint = "; move the channels in front, as in image.permute(2, 0, 1)" if last in ((3, 3), (4, 4)) else ""
+        raise ValueError(f"image and template must have the same number of channels, (C, H, W), got {shapes}{hint}")
     if images.ndim == 3:
         if templates.ndim == 5:
             raise ValueError(f"templates for each image of a batch need a batch of images, got {shapes}")
@@ -113,9 +118,10 @@ def _contrast(templates: Tensor) -> None:
     flat = spread <= 1e-5 * pixels.square().mean((-3, -2, -1)).sqrt()
     if bool(flat.any()):
         where = [int(i) for i in flat.nonzero()[0]]
+        place = f"; it is at {where} of {list(flat.shape)}" if flat.numel() > 1 else ""
         raise ValueError(
-            f"template must have contrast to be found by, got a constant one (at {where} of {list(flat.shape)}, its "
-            f"standard deviation is {float(spread[tuple(where)]):.3g})"
+            "template must have contrast to be found by, got a constant one, with a standard deviation of "
+            f"{float(spread[tuple(where)]):.3g}{place}"
         )
 
 
@@ -149,9 +155,9 @@ def modes(value: Any) -> tuple[str, ...]:
     if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
         raise TypeError(f"mode must be a filter's name or a sequence of names, got {value!r} ({type(value).__name__})")
     for name in names:
-        if name not in MODES:
+        if name not in FILTERS:
             why = ", which has no derivative" if name == "nearest" else ""
-            raise ValueError(f"mode must be among {MODES}, got {name!r}{why}")
+            raise ValueError(f"mode must be among {FILTERS}, got {name!r}{why}")
     return tuple(dict.fromkeys(names))
 
 

@@ -14,6 +14,8 @@ import diffcrop
 _DAMPING, _LOWER, _RAISE, _LEAST, _MOST = 1e-3, 0.1, 8.0, 1e-9, 1e6
 # Of the Hessian's largest diagonal element: crops in float32 have derivatives of this much where there are none.
 _ROUNDING = 1e-9
+# A gain of this part of the loss is none. Where a template fits exactly the loss falls by far more up to the end.
+_GAIN = 1e-6
 # No corner moves farther at once, in units of the box's side.
 _FARTHEST = 0.3
 
@@ -46,16 +48,17 @@ def levenberg_marquardt(
         step = _step(hessian, gradient, damping, basis)
         sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
         step = step * (_FARTHEST / (step / sides).abs().amax(1, keepdim=True).clamp(min=_FARTHEST))
-        small = ((step / pixel).abs() < tolerance).all(1)
         trial = boxes + step
         hessian_there, gradient_there, loss_there = equations(trial)
         better = loss_there < loss  # false for NaN
+        # Some crops have kinks, at which steps stay longer than what they gain is worth.
+        stalled = better & (loss - loss_there <= _GAIN * loss)
+        settled = settled | stalled | ((step / pixel).abs() < tolerance).all(1)
         boxes = torch.where(better[:, None], trial, boxes)
         hessian = torch.where(better[:, None, None], hessian_there, hessian)
         gradient = torch.where(better[:, None], gradient_there, gradient)
         loss = torch.where(better, loss_there, loss)
         damping = torch.where(better, damping * _LOWER, damping * _RAISE).clamp(_LEAST, _MOST)
-        settled = settled | small
         path.append(boxes)
         losses.append(loss)
         if settled.all():
