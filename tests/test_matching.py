@@ -168,6 +168,28 @@ def test_the_strongest_channel_is_that_of_the_templates():
     assert small.shape == (20, 24)
 
 
+def test_the_channel_has_no_mean_and_the_templates_unit():
+    """Sums of squares in float32 are those of the contrast alone."""
+    image, wanted = 3 * scene().double() + 1000, 3 * template().double() + 1000
+    source, small, unit = exhaustive._one_channel(image, wanted)
+    assert abs(float(source.mean())) < 1e-6
+    assert float(small.std()) == pytest.approx(1, abs=0.8)
+    assert unit == pytest.approx(3 * float((template() - template().mean((1, 2), keepdim=True)).square().mean().sqrt()))
+
+
+def test_a_template_that_is_flat_when_reduced_costs_the_same_everywhere():
+    source = torch.rand(40, 40, generator=torch.Generator().manual_seed(0)) - 0.5
+    (block,) = exhaustive.grid((40, 40), (8.0, 8.0), (40.0, 40.0), False, 100_000)
+    x, y = (exhaustive._cells(axis, 40, torch.device("cpu")) for axis in block)
+    assert (exhaustive._costs(source, torch.zeros(SIDE, SIDE), x, y, "zncc") == 1).all()
+
+
+@pytest.mark.parametrize(("size", "huber", "metric"), [(8, None, "zncc"), (16, None, "l2"), (8, 0.1, "l2")])
+def test_small_templates_are_ranked_by_shape(size, huber, metric):
+    matcher = Matcher(scene()[None], template(size=(size, size))[None], {"metric": "l2", "huber": huber}, False)
+    assert matcher.coarse_metric == metric
+
+
 def test_costs_are_those_of_normal_equations():
     """On grey crops of the size of the search, in the image's units, but for the reduction of the source."""
     grey = scene().mean(0, keepdim=True).double()
