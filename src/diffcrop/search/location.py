@@ -12,6 +12,7 @@ from torch import Tensor
 
 import diffcrop
 
+from .arguments import count, number
 from .matching import arguments, exhaustive
 from .matching.coarse_to_fine import STAGES, Matcher, Path, start
 from .matching.exhaustive import Candidates
@@ -151,11 +152,11 @@ def locate(
     names = arguments.modes(MODES[:-1] if mode is MODES and not antialias else mode)  # area needs antialiasing
     arguments.choice(metric, "metric", arguments.METRICS)
     arguments.choice(aspect, "aspect", arguments.ASPECTS)
-    iterations = arguments.count(iterations, "iterations")
-    tolerance = arguments.positive(tolerance, "tolerance")
+    iterations = count(iterations, "iterations")
+    tolerance = number(tolerance, "tolerance", positive=True)
     limits = None if scales is None else arguments.scales(scales)
     budgets = _CANDIDATES if limits is None else _CANDIDATES_OF_SCALES
-    budgets = budgets if candidates is None else (arguments.count(candidates, "candidates"),)
+    budgets = budgets if candidates is None else (count(candidates, "candidates"),)
     reach = arguments.with_or_without_init(init, scales, candidates, reach)
     with torch.no_grad(), _without_autocast(image):
         problem = arguments.problem(image, template, init)

@@ -54,7 +54,7 @@ class Stage:
             raise ValueError(f"keep of a Stage must be at least 1, got {self.keep}; None keeps all starts")
 
 
-# Chosen on the photographs of the demonstration; what it recovers there and on others stands at `fit_boxes`.
+# Chosen on the photographs of the demonstration; what it recovers on others is in docs/recovery.md.
 SCHEDULES: dict[str, tuple[Stage, ...]] = {
     "coarse-to-fine": (
         Stage(blur=1 / 8, share=1, rate=3),

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from diffcrop.search.overlap import iou
+
 __all__ = ["distinct_best", "offsets", "spread_out"]
 
 # Of two paths that overlap more than this (intersection over union) one is enough.
@@ -67,13 +69,7 @@ def distinct_best(boxes: Tensor, scores: Tensor, keep: int) -> Tensor:
     for _ in range(keep):
         best = rank.argmin(0)
         chosen.append(best)
-        copies = _iou(boxes, boxes[best, every]) > _SAME_IOU
+        copies = iou(boxes, boxes[best, every]) > _SAME_IOU
         rank = rank + starts * copies
         rank[best, every] = 10 * starts * starts
     return torch.stack(chosen)
-
-
-def _iou(boxes: Tensor, others: Tensor) -> Tensor:
-    shared = (boxes[..., 2:].minimum(others[..., 2:]) - boxes[..., :2].maximum(others[..., :2])).clamp(min=0).prod(-1)
-    areas = [(b[..., 2:] - b[..., :2]).prod(-1) for b in (boxes, others)]
-    return shared / (areas[0] + areas[1] - shared)

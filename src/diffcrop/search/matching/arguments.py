@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from diffcrop.search.arguments import number
 
 FILTERS = ("bilinear", "bicubic", "lanczos3", "area", "gaussian")
 METRICS = ("l2", "zncc")
@@ -167,25 +167,6 @@ def choice(value: Any, name: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {choices}, got {value!r}")
 
 
-def count(value: Any, name: str) -> int:
-    """An integer from 1 on."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return int(value)
-
-
-def positive(value: Any, name: str) -> float:
-    """A finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
-    number = float(value)
-    if not (number > 0 and math.isfinite(number)):
-        raise ValueError(f"{name} must be finite and above 0, got {value!r}")
-    return number
-
-
 def scales(value: Any) -> tuple[float, float]:
     """The least and the greatest reduction."""
     try:
@@ -194,7 +175,7 @@ def scales(value: Any) -> tuple[float, float]:
         raise TypeError(
             f"scales must be two numbers (least, greatest), image pixels per template pixel, got {value!r}"
         ) from None
-    low, high = (positive(number, f"scales[{i}]") for i, number in enumerate((low, high)))
+    low, high = (number(value, f"scales[{i}]", positive=True) for i, value in enumerate((low, high)))
     if low > high:
         raise ValueError(f"scales must be (least, greatest), got {value!r}")
     return low, high
@@ -235,7 +216,7 @@ def with_or_without_init(init: Any, scales: Any, candidates: Any, reach: Any) ->
             raise ValueError(f"{name} is for the search of the whole image, which init replaces; drop one of them")
     if reach is None or (reach == 0 and not isinstance(reach, bool)):
         return 0.5 if reach is None else 0.0
-    reach = positive(reach, "reach")
+    reach = number(reach, "reach", positive=True)
     if reach > 2:
         raise ValueError(f"reach must be at most 2, got {reach:g}; drop init to search the whole image")
     return reach

@@ -163,15 +163,19 @@ class Matcher(NamedTuple):
 
 
 def _joined(path: Path, other: Path) -> Path:
-    """The boxes of both; the shorter one was where it is for the missing steps."""
-    missing = len(path.steps) - len(other.steps)
-    waiting = torch.cat([other.steps[:1].expand(missing, -1, -1, -1), other.steps])
+    """The boxes of both; the other one has waited for the missing steps."""
     return Path(
         torch.cat([path.boxes, other.boxes], 1),
         torch.cat([path.losses, other.losses], 1),
         torch.cat([path.settled, other.settled], 1),
-        torch.cat([path.steps, waiting], 2),
+        torch.cat([path.steps, _waited(other, len(path.steps))], 2),
     )
+
+
+def _waited(path: Path, steps: int) -> Tensor:
+    """All steps of a path, led by its beginning until they are so many."""
+    missing = steps - len(path.steps)
+    return torch.cat([path.steps[:1].expand(missing, -1, -1, -1), path.steps])
 
 
 def _of_each(paths: Sequence[Path], which: Tensor) -> Path:
@@ -182,10 +186,9 @@ def _of_each(paths: Sequence[Path], which: Tensor) -> Path:
     def chosen(parts: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(parts))[which, rows]
 
-    waited = [torch.cat([p.steps[:1].expand(longest - len(p.steps), -1, -1, -1), p.steps]) for p in paths]
     return Path(
         chosen([path.boxes for path in paths]),
         chosen([path.losses for path in paths]),
         chosen([path.settled for path in paths]),
-        torch.stack([torch.stack(waited)[i, :, p] for p, i in enumerate(which.tolist())], 1),
+        chosen([_waited(path, longest).transpose(0, 1) for path in paths]).transpose(0, 1),
     )

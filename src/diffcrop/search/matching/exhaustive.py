@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 import diffcrop
+from diffcrop.search.overlap import iou
 
 # The crops that are compared have so many rows and columns: the more there are, the nearer a candidate must lie.
 SIDE = 6
@@ -210,11 +211,7 @@ def distinct(boxes: Tensor, costs: Tensor, keep: int, overlap: float) -> Tensor:
 
     Boxes come best first. Where fewer are left, the best is repeated: results have one shape.
     """
-    low = torch.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
-    high = torch.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
-    shared = (high - low).clamp(min=0).prod(-1)
-    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
-    near = (shared > overlap / (1 + overlap) * (area[:, :, None] + area[:, None])).float().tril(-1)
+    near = (iou(boxes[:, :, None], boxes[:, None]) > overlap).float().tril(-1)
     # A box is kept if no better one that is kept is near. The first is right at once, then whoever depends on it.
     usable = costs.isfinite()
     kept = usable
