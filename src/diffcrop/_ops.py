@@ -8,7 +8,7 @@ Three linear-algebra facts carry every derivative. With crop(I, b) = W_y I W_x^T
 
 The `autograd.Function`s serve eager mode, `torch.func` and the compiler. A Function with a `jvp` cannot be compiled, so
 forward mode lives in subclasses that serve only where nothing is compiled. Where PyTorch would drop a derivative of a
-Function without a word (`_beyond_functions`) the reference serves as plain PyTorch.
+Function without a word (`beyond_functions`) the reference serves as plain PyTorch.
 """
 
 # A Function's static methods take the arguments of its own forward.
@@ -23,17 +23,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
 from . import _flops, _normal
+from ._autograd import (
+    added,
+    apply,
+    batched_index,
+    beyond_functions,
+    differentiated,
+    is_channels_last,
+    layout_of,
+    leading,
+    readable,
+    refuse_older_vmap,
+)
 from ._context import (
     batched,
-    functionalized,
     in_full_precision,
-    in_transform,
     is_concrete,
     is_sharded,
-    jvp_levels,
     warn_of_reference,
 )
 from ._impl import cpu, reference, triton
@@ -68,8 +77,6 @@ def _operators(name: str) -> dict[str, Any]:
 _crop, _crop_grad_images = _operators("crop"), _operators("crop_grad_images")
 _crop_grad_boxes, _crop_jacobian = _operators("crop_grad_boxes"), _operators("crop_jacobian")
 _crop_gram = _operators("crop_gram")
-
-_KERNEL_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 
 
 def implementations() -> dict[str, str | None]:
@@ -117,17 +124,17 @@ def crop(
 
     Box r reads image ``index[r]``, or ``r // (R / B)`` where index is None.
     """
-    if _beyond_functions() or (impl == "reference" and not is_concrete(images, boxes) and not is_sharded(images)):
+    if beyond_functions() or (impl == "reference" and not is_concrete(images, boxes) and not is_sharded(images)):
         result = reference.crop(images, boxes, index, size, options)
         # vmap has no memory formats; there the layout is left to the reference.
         if is_channels_last(images) and not batched():
             return result.contiguous(memory_format=torch.channels_last)
         return result
-    if not _differentiated(images, boxes):
+    if not differentiated(images, boxes):
         return _forward(images, boxes, index, size, options, impl)
     if torch.compiler.is_compiling():
         return _Crop.apply(images, boxes, index, size, options, impl)
-    return _apply(_DualCrop, images, boxes, index, size, options, impl)
+    return apply(_DualCrop, images, boxes, index, size, options, impl)
 
 
 @in_full_precision
@@ -135,10 +142,10 @@ def jacobian(
     images: Tensor, boxes: Tensor, index: Tensor | None, size: tuple[int, ...], options: Options, impl: str
 ) -> Tensor:
     """The derivative of `crop` by the boxes, (R, C, *size, 2A)."""
-    if impl in _crop_jacobian and not _differentiated(images, boxes):
+    if impl in _crop_jacobian and not differentiated(images, boxes):
         if not torch.compiler.is_compiling():
             _flops.ensure()
-        return _crop_jacobian[impl](_readable(images, options), boxes, index, size, *options)
+        return _crop_jacobian[impl](readable(images, options.mode), boxes, index, size, *options)
     columns = []
     for i in range(boxes.shape[-1]):
         unit = torch.zeros_like(boxes)
@@ -164,78 +171,25 @@ def gram(
     if impl in _crop_gram:
         if not torch.compiler.is_compiling():
             _flops.ensure()
-        return _crop_gram[impl](_readable(images, options), boxes, index, targets, metric, huber, *options)
+        return _crop_gram[impl](readable(images, options.mode), boxes, index, targets, metric, huber, *options)
     return reference.gram(images, boxes, index, targets, metric, huber, options)
-
-
-def is_channels_last(images: Tensor) -> bool:
-    """Whether channels are the innermost dimension, also in a slice; with one channel there is nothing to tell."""
-    return images.dim() == 4 and images.shape[1] > 1 and images.stride(1) == 1 and images.stride(3) != 1
-
-
-def _beyond_functions() -> bool:
-    """Where PyTorch would drop derivatives of an `autograd.Function` without a word, so that plain PyTorch must serve.
-
-    These are transforms under the compiler and forward mode over forward mode; derivatives of higher order run through
-    the reference anyway. `functionalize` refuses Functions.
-    """
-    if torch.compiler.is_compiling():
-        return in_transform() or forward_ad._current_level >= 0
-    return in_transform() and (jvp_levels() > 1 or functionalized())
-
-
-def _differentiated(*tensors: Tensor) -> bool:
-    if in_transform() or forward_ad._current_level >= 0:
-        return True
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-
-
-def _apply(function: type[Function], *args: Any) -> Any:
-    """``function.apply`` in eager mode, and its ``forward`` alone where nothing is differentiated.
-
-    Where no transform is active, ``apply`` only adds an inspection of signatures, which takes longer than a small crop.
-    """
-    if in_transform() or torch.compiler.is_compiling():
-        return function.apply(*args)
-    if not torch.is_grad_enabled() and forward_ad._current_level < 0:
-        return function.forward(*args)
-    return super(Function, function).apply(*args)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _forward(
     images: Tensor, boxes: Tensor, index: Tensor | None, size: Sequence[int], options: Options, impl: str
 ) -> Tensor:
     if impl in _crop:
-        images = _readable(images, options)
+        images = readable(images, options.mode)
         if torch.compiler.is_compiling():
             return _crop[impl](images, boxes, index, size, is_channels_last(images), *options)
         _flops.ensure()
         # What the derivative is registered with the operator for (graphs that hold it) is not needed here, and slow.
         with torch._C._AutoDispatchBelowAutograd():
             return _crop[impl](images, boxes, index, size, is_channels_last(images), *options)
-    _refuse_older_vmap(images, boxes)
+    refuse_older_vmap(images, boxes)
     with torch.no_grad():
         result = reference.crop(images, boxes, index, size, options)
-    return result.contiguous(memory_format=_layout(is_channels_last(images)))
-
-
-def _refuse_older_vmap(*tensors: Tensor) -> None:
-    """The vmap of is_grads_batched and vectorize has rules for operators, but few for the reference's plain PyTorch."""
-    legacy = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
-    if any(map(legacy, tensors)):
-        raise RuntimeError(
-            "impl='reference' cannot be batched by is_grads_batched=True or vectorize=True; "
-            "use torch.func.jacrev or torch.func.hessian, or one cotangent at a time"
-        )
-
-
-def _layout(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
-
-
-def _readable(images: Tensor, options: Options) -> Tensor:
-    """The kernels read uint8 as it is; rarer integers are converted first, but nearest only moves them."""
-    return images if images.dtype in _KERNEL_DTYPES or options.mode == "nearest" else images.to(torch.float32)
+    return result.contiguous(memory_format=layout_of(is_channels_last(images)))
 
 
 class _Crop(Function):
@@ -260,8 +214,8 @@ class _Crop(Function):
     def vmap(info: Any, in_dims: tuple, images, boxes, index, size, options, impl):
         n, shared = info.batch_size, in_dims[0] is None
         count = images.shape[0] if shared else images.movedim(in_dims[0], 0).shape[1]
-        boxes = _leading(boxes, in_dims[1], n)
-        index = _batched_index(n, count, boxes.shape[1], index, in_dims[2], shared, boxes.device)
+        boxes = leading(boxes, in_dims[1], n)
+        index = batched_index(n, count, boxes.shape[1], index, in_dims[2], shared, boxes.device)
         images = images if shared else images.movedim(in_dims[0], 0).flatten(0, 1)
         rows = boxes.shape[1]  # not -1, which says nothing where n is 0
         return crop(images, boxes.flatten(0, 1), index, size, options, impl).unflatten(0, (n, rows)), 0
@@ -280,7 +234,7 @@ class _DualCrop(_Crop):
             parts.append(crop(d_images, boxes, index, ctx.size, ctx.options.linear(), ctx.impl))
         if d_boxes is not None:
             parts.append(reference.tangent(images, boxes, index, ctx.size, ctx.options, d_boxes))
-        return _sum(parts)
+        return added(parts)
 
 
 def _pull_crop(ctx: Any, grad: Tensor | None, by_images: type[Function], by_boxes: type[Function]) -> tuple:
@@ -290,10 +244,10 @@ def _pull_crop(ctx: Any, grad: Tensor | None, by_images: type[Function], by_boxe
     image_grad = box_grad = None
     # Boxes first: the images may still be in a cache, which their gradient will fill.
     if ctx.needs_input_grad[1]:
-        box_grad = _apply(by_boxes, grad, images, boxes, index, ctx.options, ctx.impl)
+        box_grad = apply(by_boxes, grad, images, boxes, index, ctx.options, ctx.impl)
     if ctx.needs_input_grad[0]:
         layout = (tuple(images.shape), is_channels_last(images))
-        image_grad = _apply(by_images, grad, boxes, index, *layout, ctx.options.linear(), ctx.impl)
+        image_grad = apply(by_images, grad, boxes, index, *layout, ctx.options.linear(), ctx.impl)
     return image_grad, box_grad, None, None, None, None
 
 
@@ -304,9 +258,9 @@ class _GradImages(Function):
     def forward(grad, boxes, index, image_shape, channels_last, options, impl):
         if impl in _crop_grad_images:
             return _crop_grad_images[impl](grad, boxes, index, image_shape, channels_last, *options)
-        _refuse_older_vmap(grad, boxes)
+        refuse_older_vmap(grad, boxes)
         result = reference.grad_images(grad, boxes, index, image_shape, options).to(grad.dtype)
-        return result.contiguous(memory_format=_layout(channels_last))
+        return result.contiguous(memory_format=layout_of(channels_last))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -322,8 +276,8 @@ class _GradImages(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple, grad, boxes, index, image_shape, channels_last, options, impl):
         n, count = info.batch_size, image_shape[0]
-        grad, boxes = _leading(grad, in_dims[0], n).flatten(0, 1), _leading(boxes, in_dims[1], n)
-        index = _batched_index(n, count, boxes.shape[1], index, in_dims[2], False, boxes.device)
+        grad, boxes = leading(grad, in_dims[0], n).flatten(0, 1), leading(boxes, in_dims[1], n)
+        index = batched_index(n, count, boxes.shape[1], index, in_dims[2], False, boxes.device)
         shape = (n * count, *image_shape[1:])
         result = _DualGradImages.apply(grad, boxes.flatten(0, 1), index, shape, channels_last, options, impl)
         return result.unflatten(0, (n, count)), 0
@@ -344,7 +298,7 @@ class _DualGradImages(_GradImages):
         if d_boxes is not None:
             zeros = torch.zeros(ctx.image_shape, dtype=grad.dtype, device=grad.device)
             parts.append(reference.second(grad, zeros, boxes, index, ctx.options, d_boxes, (False, True, False))[1])
-        return _sum(parts)
+        return added(parts)
 
 
 def _pull_grad_images(ctx: Any, cotangent: Tensor | None, push: type[Function], by_boxes: type[Function]) -> tuple:
@@ -353,9 +307,9 @@ def _pull_grad_images(ctx: Any, cotangent: Tensor | None, push: type[Function], 
     grad, boxes, index = ctx.saved_tensors
     by_grad = box_grad = None
     if ctx.needs_input_grad[0]:
-        by_grad = _apply(push, cotangent, boxes, index, tuple(grad.shape[2:]), ctx.options, ctx.impl)
+        by_grad = apply(push, cotangent, boxes, index, tuple(grad.shape[2:]), ctx.options, ctx.impl)
     if ctx.needs_input_grad[1]:
-        box_grad = _apply(by_boxes, grad, cotangent, boxes, index, ctx.options, ctx.impl)
+        box_grad = apply(by_boxes, grad, cotangent, boxes, index, ctx.options, ctx.impl)
     return by_grad, box_grad, None, None, None, None, None
 
 
@@ -365,7 +319,7 @@ class _GradBoxes(Function):
     @staticmethod
     def forward(grad, images, boxes, index, options, impl):
         if impl in _crop_grad_boxes:
-            return _crop_grad_boxes[impl](grad, _readable(images, options), boxes, index, *options)
+            return _crop_grad_boxes[impl](grad, readable(images, options.mode), boxes, index, *options)
         return reference.grad_boxes(grad, images, boxes, index, options)
 
     @staticmethod
@@ -390,8 +344,8 @@ class _GradBoxes(Function):
     def vmap(info: Any, in_dims: tuple, grad, images, boxes, index, options, impl):
         n, shared = info.batch_size, in_dims[1] is None
         count = images.shape[0] if shared else images.movedim(in_dims[1], 0).shape[1]
-        grad, boxes = _leading(grad, in_dims[0], n).flatten(0, 1), _leading(boxes, in_dims[2], n)
-        index = _batched_index(n, count, boxes.shape[1], index, in_dims[3], shared, boxes.device)
+        grad, boxes = leading(grad, in_dims[0], n).flatten(0, 1), leading(boxes, in_dims[2], n)
+        index = batched_index(n, count, boxes.shape[1], index, in_dims[3], shared, boxes.device)
         images = images if shared else images.movedim(in_dims[1], 0).flatten(0, 1)
         result = _DualGradBoxes.apply(grad, images, boxes.flatten(0, 1), index, options, impl)
         return result.unflatten(0, (n, boxes.shape[1])), 0
@@ -411,32 +365,7 @@ class _DualGradBoxes(_GradBoxes):
         if d_boxes is not None:
             # The Hessian by the box is symmetric: its product with d_boxes is the derivative of <grad, tangent>.
             parts.append(reference.second(grad, images, boxes, index, ctx.options, d_boxes, (False, False, True))[2])
-        return _sum(parts)
-
-
-def _sum(parts: Sequence[Tensor | None]) -> Tensor | None:
-    there = [part for part in parts if part is not None]
-    return sum(there[1:], there[0]) if there else None
-
-
-def _leading(tensor: Tensor, dim: int | None, n: int) -> Tensor:
-    """The batched dimension in front; a tensor without one is repeated."""
-    return tensor.movedim(dim, 0) if dim is not None else tensor.unsqueeze(0).expand(n, *tensor.shape)
-
-
-def _batched_index(
-    n: int, count: int, rows: int, index: Tensor | None, dim: int | None, shared: bool, device: torch.device
-) -> Tensor | None:
-    """Which of the images each of n * rows boxes reads: all the same ``count`` where shared, else n * count."""
-    if index is None:
-        if not shared or count == 1:
-            return None
-        return (torch.arange(rows, device=device) // max(rows // max(count, 1), 1)).repeat(n)
-    index = _leading(index, dim, n)
-    if not shared:
-        known = (index >= 0) & (index < count)
-        index = torch.where(known, index + count * torch.arange(n, device=device)[:, None], -1)
-    return index.reshape(-1)
+        return added(parts)
 
 
 # The operators for the compiler and for whoever meets them in a graph: shapes, and the derivative by the same facts.
@@ -444,12 +373,12 @@ def _batched_index(
 
 def _fake_crop(images, boxes, index, size, channels_last, mode, *_):
     result = images.new_empty((boxes.shape[0], images.shape[1], *size), dtype=result_dtype(images.dtype, mode))
-    return result.contiguous(memory_format=_layout(channels_last))
+    return result.contiguous(memory_format=layout_of(channels_last))
 
 
 def _fake_grad_images(grad, boxes, index, image_shape, channels_last, *_):
     result = grad.new_empty(image_shape)
-    return result.contiguous(memory_format=_layout(channels_last))
+    return result.contiguous(memory_format=layout_of(channels_last))
 
 
 def _fake_grad_boxes(grad, images, boxes, index, *_):

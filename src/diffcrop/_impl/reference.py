@@ -14,7 +14,7 @@ outputs and the pixels that those touch (`_Axis`). Autograd then makes a piece's
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diffcrop import _axis, _normal
 from diffcrop._context import in_full_precision, in_transform, is_concrete
+from diffcrop._derivative import pull, push
 from diffcrop._options import Options, result_dtype, sum_dtype
 from diffcrop._sharding import per_shard
 
@@ -122,14 +123,14 @@ def grad_boxes(grad: Tensor, images: Tensor, boxes: Tensor, index: Tensor | None
     differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in (grad, images, boxes))
     steps = None if differentiated else _steps(images.shape, boxes, index, size)
     if steps is None:
-        return _vjp(lambda b: crop(images, b, index, size, options), [boxes], grad, differentiated)[1][0]
+        return pull(lambda b: crop(images, b, index, size, options), [boxes], grad, differentiated)[1][0]
     parts = []
     for r, b, i in steps:
 
         def one(box: Tensor, b: slice = b, i: Tensor | None = i) -> Tensor:
             return crop(images[b], box, i, size, options)
 
-        parts.append(_vjp(one, [boxes[r]], grad[r], False)[1][0])
+        parts.append(pull(one, [boxes[r]], grad[r], False)[1][0])
     return torch.cat(parts)
 
 
@@ -143,24 +144,13 @@ def tangent(
     def function(b: Tensor) -> Tensor:
         return crop(images, b, index, size, options)
 
-    if in_transform() or torch.compiler.is_compiling():
-        # Expanded boxes share their memory, which forward mode cannot write to.
-        return torch.func.jvp(function, (boxes.clone(),), (d_boxes.to(boxes.dtype).clone(),))[1]
-    if torch.is_inference_mode_enabled():  # no graph can be had there, and none of its tensors may enter one
+    if torch.is_inference_mode_enabled() and not (in_transform() or torch.compiler.is_compiling()):
+        # No graph can be had there, and none of its tensors may enter one.
         with torch.inference_mode(False):
             owner = None if index is None else index.clone()
             return tangent(images.clone(), boxes.clone(), owner, size, options, d_boxes.clone())
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (images, boxes, d_boxes))
-    # Eager: the transpose of the transpose. vjp is linear in its cotangent, and its derivative there is the jvp.
-    with torch.enable_grad():
-        source = boxes if wanted and boxes.requires_grad else boxes.detach().requires_grad_()
-        result = function(source)
-        if boxes.shape[0] == 0:
-            return torch.zeros_like(result)
-        cotangent = torch.zeros_like(result, requires_grad=True)
-        (pulled,) = torch.autograd.grad(result, source, cotangent, create_graph=True)
-        (pushed,) = torch.autograd.grad(pulled, cotangent, d_boxes.to(pulled.dtype), create_graph=wanted)
-    return pushed
+    return push(function, boxes, d_boxes, wanted)
 
 
 @in_full_precision
@@ -243,33 +233,10 @@ def _second(
         return tangent(i, b, index, grad.shape[2:], options, d_boxes)
 
     if wanted[1]:
-        value, grads = _vjp(function, [images, boxes], grad, create_graph)
+        value, grads = pull(function, [images, boxes], grad, create_graph)
         return [value, *grads]
-    value, grads = _vjp(lambda b: function(images, b), [boxes], grad, create_graph)
+    value, grads = pull(lambda b: function(images, b), [boxes], grad, create_graph)
     return [value, None, *grads]
-
-
-def _vjp(
-    function: Callable[..., Tensor], inputs: list[Tensor], cotangent: Tensor, create_graph: bool
-) -> tuple[Tensor, Sequence[Tensor]]:
-    """The value and the cotangents of the inputs, in a transform, in eager mode, and with a graph where asked."""
-    if in_transform():
-        result, pull = torch.func.vjp(function, *inputs)  # pyright: ignore[reportAssignmentType]
-        return result, pull(cotangent.to(result.dtype))
-    with torch.enable_grad():
-        inputs = [t if create_graph and t.requires_grad else t.detach().requires_grad_() for t in inputs]
-        result = function(*inputs)
-        if not result.requires_grad:
-            if result.numel() == 0:
-                return result, [torch.zeros_like(t) for t in inputs]
-            raise RuntimeError(
-                "a second derivative by the box cannot be batched by is_grads_batched=True or vectorize=True; "
-                "use torch.func.hessian or torch.func.jacrev, or one cotangent at a time"
-            )
-        grads = torch.autograd.grad(
-            result, inputs, cotangent.to(result.dtype), create_graph=create_graph, materialize_grads=True
-        )
-    return (result if create_graph else result.detach()), grads
 
 
 def _steps(
