@@ -23,9 +23,21 @@ MODULES = {"diffcrop." + name: importlib.import_module("diffcrop." + name) for n
 # Who may see whom: a name covers its submodules. Whoever is not named here may see no module of the package.
 ARROWS = {
     "__init__": {"_api", "nn", "search"},
-    "_api": {"_api", "_check", "_check_crop", "_boxes", "_normal", "_ops", "_options", "_sharding", "_context"},
+    "_api": {
+        "_api",
+        "_check",
+        "_check_crop",
+        "_check_normal",
+        "_boxes",
+        "_normal",
+        "_ops",
+        "_options",
+        "_sharding",
+        "_context",
+    },
     "_check": {"_boxes", "_context"},
-    "_check_crop": {"_check", "_filters", "_normal", "_options", "_context"},
+    "_check_crop": {"_check", "_filters", "_options", "_context"},
+    "_check_normal": {"_check", "_check_crop", "_normal", "_context"},
     "_ops": {"_autograd", "_flops", "_impl", "_normal", "_options", "_context"},
     "_autograd": {"_context"},
     "_derivative": {"_context"},

@@ -174,6 +174,9 @@ def unlike(crops):
 # What is not differentiated.
 SEARCHES = {
     "normal_equations": lambda i, b: diffcrop.normal_equations(i, b, i[:, 4:12, 4:12], metric="zncc"),
+    "normal_equations_of": lambda i, b: diffcrop.normal_equations_of(
+        *diffcrop.crop_with_jacobian(i, b, 8), i[:, 4:12, 4:12], metric="zncc"
+    ),
     "locate": lambda i, b: diffcrop.locate(i, crop(i, b, 12))[:4],
     "fit_boxes": lambda i, b: diffcrop.fit_boxes(i, unlike, b, 8, steps=5)[:2],
 }

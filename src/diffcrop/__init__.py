@@ -24,6 +24,7 @@ from ._api import (
     map_boxes,
     map_points,
     normal_equations,
+    normal_equations_of,
     simd_level,
     theta_to_boxes,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "map_points",
     "nn",
     "normal_equations",
+    "normal_equations_of",
     "search",
     "simd_level",
     "theta_to_boxes",

@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _check
-from ._context import in_transform, is_sharded
+from ._context import is_sharded
 from ._filters import DEFAULT_SIGMA, MAX_SIGMA, MIN_SIGMA, MODES
-from ._normal import METRICS
 from ._options import PADDING_MODES, Options
 
 _MODE_HINTS = {
@@ -40,12 +39,12 @@ _IMAGE_SHAPES = {
 }
 # Runs of pixels are held in 32 bits.
 LONGEST = 2**31
-_FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _WHOLE = (
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
     torch.uint16, torch.uint32, torch.uint64,
 )  # fmt: skip
-_DTYPES = frozenset(_FLOATING + _WHOLE)
+DTYPES = frozenset(FLOATING + _WHOLE)
 
 
 def image(value: Any, axes: int, name: str = "images", batched: bool | None = None) -> Tensor:
@@ -56,7 +55,7 @@ def image(value: Any, axes: int, name: str = "images", batched: bool | None = No
             f"{name} must be a tensor of shape {shapes}, or a list of B tensors, got {_check.describe(value)}; "
             "convert with torch.as_tensor, and move the channels in front of the spatial axes"
         )
-    if value.dtype not in _DTYPES:
+    if value.dtype not in DTYPES:
         raise TypeError(
             f"{name} must be floating-point (float64, float32, float16, bfloat16), integer or bool, "
             f"got {_check.describe(value)}"
@@ -345,75 +344,6 @@ def differentiable(boxes: Tensor, mode: str) -> None:
             "mode='nearest' has no gradient by the box, but boxes requires grad or has a tangent; "
             "use boxes.detach(), or another mode"
         )
-
-
-def targets(value: Any, axes: int) -> tuple[int, ...]:
-    """A tensor of at least the spatial axes; its other dimensions are `target_shape`'s. Returns the crops' size."""
-    wanted = f"(..., C, {', '.join('dhw'[-axes:] if axes > 1 else 'w')})"
-    if not isinstance(value, Tensor):
-        raise TypeError(
-            f"targets must be a tensor of shape {wanted}, got {_check.describe(value)}; convert with torch.as_tensor"
-        )
-    if value.dtype not in _DTYPES:
-        raise TypeError(
-            f"targets must be floating-point (float64, float32, float16, bfloat16), integer or bool, "
-            f"got {_check.describe(value)}"
-        )
-    _check.dense(value, "targets")
-    size = tuple(value.shape[max(value.ndim - axes, 0) :])
-    if len(size) < axes or any(n == 0 for n in size):
-        raise ValueError(
-            f"targets must have shape {wanted}, with at least one pixel along every axis, got {_check.describe(value)}"
-        )
-    return size
-
-
-def target_shape(value: Tensor, images: Tensor, shape: tuple[int, ...]) -> None:
-    """Targets broadcast to the crops of this shape, and lie where the images do."""
-    if value.device != images.device:
-        raise ValueError(
-            f"images and targets must be on the same device, got {images.device} and {value.device}; "
-            f"move one with targets.to({str(images.device)!r})"
-        )
-    given = tuple(value.shape)
-    if len(given) > len(shape) or any(m not in (1, n) for m, n in zip(reversed(given), reversed(shape), strict=False)):
-        raise ValueError(
-            f"targets must have the shape of the crops, {shape}, or one that broadcasts to it, got {given}; "
-            "one target for each box has the boxes' leading dimensions"
-        )
-
-
-def metric(value: Any, huber: Any) -> None:
-    """The name of a metric, and Huber's threshold, which belongs to l2."""
-    _check.choice(value, "metric", METRICS, {"ssd": "l2", "mse": "l2", "ncc": "zncc", "correlation": "zncc"})
-    if huber is None:
-        return
-    if value != "l2":
-        raise ValueError(f"huber belongs to metric='l2', got huber={huber!r} with metric={value!r}; leave it out")
-    if isinstance(huber, bool) or not isinstance(huber, numbers.Real):
-        raise TypeError(f"huber must be a number, or None for squares throughout, got {_check.describe(huber)}")
-    if not float(huber) > 0:
-        raise ValueError(f"huber must be more than 0, in the units of the images, got {huber!r}")
-
-
-def undifferentiated(**tensors: Any) -> None:
-    """Nothing is to be differentiated: normal equations have no derivative, and zeros would be worse than an error."""
-    instead = "differentiate what crop_with_jacobian returns"
-    if in_transform():
-        raise ValueError(f"normal_equations does not run under torch.func transforms; call it outside, or {instead}")
-    dual = forward_ad._current_level >= 0
-    for name, tensor in tensors.items():
-        if is_sharded(tensor):
-            raise TypeError(f"normal_equations takes plain tensors, got a DTensor of {name}; pass {name}.to_local()")
-        if not isinstance(tensor, Tensor):
-            continue  # another check's
-        if (torch.is_grad_enabled() and tensor.requires_grad) or (
-            dual and forward_ad.unpack_dual(tensor).tangent is not None
-        ):
-            raise ValueError(
-                f"normal_equations is not differentiable, but {name} requires grad or has a tangent; call it under "
-                f"torch.no_grad(), pass {name}.detach(), or {instead}"
-            )
 
 
 def impl(value: Any, images: Tensor, axes: int, implementations: dict[str, str | None], interpreted: bool) -> None:

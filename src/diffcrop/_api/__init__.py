@@ -2,7 +2,7 @@
 
 from .crop import CropWithJacobian, coverage, crop, crop_with_jacobian
 from .geometry import boxes_to_theta, convert_boxes, invert_boxes, map_boxes, map_points, theta_to_boxes
-from .normal import NormalEquations, normal_equations
+from .normal import NormalEquations, normal_equations, normal_equations_of
 from .system import implementations, simd_level
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "map_boxes",
     "map_points",
     "normal_equations",
+    "normal_equations_of",
     "simd_level",
     "theta_to_boxes",
 ]

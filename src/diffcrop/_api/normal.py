@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from diffcrop import _check, _check_crop, _normal, _ops
+from diffcrop import _check, _check_normal, _normal, _ops
 from diffcrop._context import plain
 from diffcrop._options import sum_dtype
 
@@ -92,9 +92,9 @@ def normal_equations(
     if isinstance(images, (list, tuple)) or isinstance(boxes, (list, tuple)):
         raise TypeError("normal_equations takes tensors, not lists; call it for each image of a list")
     axes = _check.boxes(boxes)
-    _check_crop.metric(metric, huber)
-    size = _check_crop.targets(targets, axes)
-    _check_crop.undifferentiated(images=images, boxes=boxes, targets=targets)
+    _check_normal.metric(metric, huber)
+    size = _check_normal.targets(targets, axes)
+    _check_normal.undifferentiated(images=images, boxes=boxes, targets=targets)
     if mode == "nearest":
         raise ValueError("mode='nearest' has no derivative by the box; choose another mode")
     convention: dict[str, Any] = {"box_format": box_format, "coords": coords, "align_corners": align_corners}
@@ -112,7 +112,7 @@ def normal_equations(
         impl=impl,
     )
     rows, channels = call.boxes.shape[0], call.images.shape[1]
-    _check_crop.target_shape(targets, call.images, (*call.leading, channels, *size))
+    _check_normal.target_shape(targets, "images", call.images, (*call.leading, channels, *size))
     wanted = plain(targets).to(sum_dtype(call.images.dtype)).expand(*call.leading, channels, *size)
     sums = _ops.gram(
         plain(call.images),
@@ -130,3 +130,63 @@ def normal_equations(
         hessian, gradient = linear @ hessian @ linear.mT, gradient @ linear.mT
     parts = (part.reshape((*call.leading, *part.shape[1:])) for part in (hessian, gradient, loss))
     return NormalEquations(*parts)
+
+
+def normal_equations_of(
+    crops: Tensor,
+    jacobian: Tensor,
+    targets: Tensor,
+    *,
+    metric: str = "l2",
+    huber: float | None = None,
+    axes: int = 2,
+) -> NormalEquations:
+    """The same from crops and derivatives that are there: of turned boxes, of quadrilaterals, of numbers of your own.
+
+    `normal_equations` is faster for upright boxes and makes no jacobian. This is for what has one: `warp_with_jacobian`
+    and `crop_with_jacobian`, whose last dimension may have been multiplied by the derivative of the box by m numbers.
+
+    >>> import torch, diffcrop
+    >>> ramp = torch.arange(8.0).expand(1, 8, 8)  # value = column
+    >>> crop, jacobian = diffcrop.crop_with_jacobian(ramp, torch.tensor([1.0, 2.0, 5.0, 6.0]), 2)
+    >>> along_x = jacobian @ torch.tensor([[1.0], [0.0], [1.0], [0.0]])  # one number: the box moves along x
+    >>> hessian, gradient, loss = diffcrop.normal_equations_of(crop, along_x, crop + 0.5)
+    >>> -torch.linalg.solve(hessian, gradient)
+    tensor([0.5000], dtype=torch.float64)
+
+    Args:
+        crops: (..., C, h, w), floating-point.
+        jacobian: (..., C, h, w, m), their derivatives by m numbers.
+        targets: what the crops shall become, of their shape or what broadcasts to it.
+        metric: ``"l2"`` or ``"zncc"``, as for `normal_equations`.
+        huber: see there.
+        axes: how many spatial dimensions the crops have: 1 for signals, 3 for volumes.
+
+    Returns:
+        ``hessian`` (..., m, m), ``gradient`` (..., m) and ``loss`` (...), float64.
+
+    Raises:
+        TypeError: an argument of the wrong kind or dtype.
+        ValueError: shapes, devices or options that do not fit.
+
+    Not differentiable: arguments that require grad are an error, unless grad mode is off.
+
+    """
+    _check_normal.axes(axes)
+    _check_normal.metric(metric, huber)
+    _check_normal.crops(crops, axes)
+    _check_normal.jacobian(jacobian, crops)
+    _check_normal.targets(targets, axes)
+    _check_normal.target_shape(targets, "crops", crops, tuple(crops.shape))
+    _check_normal.undifferentiated(crops=crops, jacobian=jacobian, targets=targets)
+    leading, (channels, *size) = crops.shape[: -axes - 1], crops.shape[-axes - 1 :]
+    rows = math.prod(leading)
+    sums = _normal.products(
+        plain(crops).reshape(rows, channels, *size),
+        plain(jacobian).reshape(rows, channels, *size, jacobian.shape[-1]),
+        plain(targets).expand(crops.shape).reshape(rows, channels, *size),
+        metric,
+        math.inf if huber is None else float(huber),
+    )
+    parts = _normal.l2(sums) if metric == "l2" else _normal.zncc(sums, math.prod(size))
+    return NormalEquations(*(part.reshape((*leading, *part.shape[1:])) for part in parts))
