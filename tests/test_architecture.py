@@ -39,7 +39,10 @@ ARROWS = {
     "_check_crop": {"_check", "_filters", "_options", "_context"},
     "_check_normal": {"_check", "_check_crop", "_normal", "_context"},
     "_ops": {"_autograd", "_flops", "_impl", "_normal", "_options", "_context"},
+    "_ops_warp": {"_autograd", "_impl", "_ops", "_options", "_pyramid", "_context"},
     "_autograd": {"_context"},
+    "_pyramid": {"_options"},
+    "_impl.warp": {"_derivative", "_filters", "_options", "_context"},
     "_derivative": {"_context"},
     "_impl.reference": {"_axis", "_derivative", "_lattice", "_filters", "_normal", "_options", "_sharding", "_context"},
     "_sharding": {"_context"},
@@ -63,7 +66,7 @@ ARROWS = {
 }
 LEAVES = {"_boxes", "_context", "_filters", "_normal", "_options", "_impl", "_impl.cpu"}
 # Only these may know torch's operators, and only this one the compiled library.
-FACES = {"_ops", "_flops", "_impl.cpu", "_sharding"}
+FACES = {"_ops", "_ops_warp", "_flops", "_impl.cpu", "_sharding"}
 
 
 def sources():
@@ -170,7 +173,7 @@ def test_implementations_are_seen_by_the_operators_alone():
             own = ".".join(module.split(".")[:2])  # a folder's files see one another
             assert not any(covers({"_impl"}, t) and not covers({own}, t) for t in targets), module
         elif any(covers({"_impl"}, t) for t in targets):
-            assert module == "_ops"
+            assert module in ("_ops", "_ops_warp")
 
 
 @pytest.mark.parametrize("module", sorted(sources()))

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 
 PADDING_MODES = ("border", "zeros", "constant", "reflection", "circular", "renormalize")
+WARP_MODES = ("bilinear", "bicubic", "lanczos3", "area", "nearest")
+WARP_PADDING_MODES = PADDING_MODES[:-1]
 
 
 class Options(NamedTuple):
@@ -32,3 +34,17 @@ def result_dtype(image_dtype: torch.dtype, mode: str) -> torch.dtype:
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     """Sums are kept in float32, float64 for float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class WarpOptions(NamedTuple):
+    """The options of a warp: everything but tensors and the output size."""
+
+    mode: str = "bilinear"
+    antialias: bool = True
+    padding_mode: str = "border"
+    fill: tuple[float, ...] = (0.0,)
+    align_corners: bool = False
+
+    def linear(self) -> WarpOptions:
+        """The same warp without its constant: what acts on a tangent or a cotangent of the image."""
+        return self if self.fill == (0.0,) else self._replace(fill=(0.0,))

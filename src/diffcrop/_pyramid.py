@@ -1,0 +1,103 @@
+"""How an antialiased warp is made: of which reduced image, with how many samples to an output. Pure.
+
+Where a box reduces its image, the longest steps between its neighbouring outputs are s_x and s_y image pixels along u
+and v (the largest over the crop's corners and centre), the shortest of both the least over these. The box reads level l
+of its image, which is the whole image reduced by 2^l with `area`, the largest l with 2^l <= shortest / `OVERSAMPLING`,
+and takes m = ceil(s / 2^l) samples of it to an output and axis, which the mode's filter weighs. Where m would exceed
+`MOST_SAMPLES` the level is raised: the shorter axis is blurred rather than the longer one aliased.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._options import WarpOptions
+
+MOST_SAMPLES = 16
+OVERSAMPLING = 2.0
+# A reduction this close above a whole number of samples counts as that: rotations by sines and cosines are rounded.
+_SLACK = 2.0**-32
+
+
+class Plan(NamedTuple):
+    """For each box its ``level`` (R,) and its ``samples`` (R, 2) along x and y; both int64, without derivatives."""
+
+    level: Tensor
+    samples: Tensor
+
+
+def plan(matrices: Tensor, size: tuple[int, int], image_size: tuple[int, int]) -> Plan:
+    """What serves boxes (R, 3, 3) of this output size. Boxes that are not finite are given one sample of the image."""
+    h, w = size
+    matrices = matrices.detach().to(torch.float32 if matrices.device.type == "mps" else torch.float64)
+    points = [(0.0, 0.0), (w, 0.0), (0.0, h), (w, h), (0.5 * w, 0.5 * h)]
+    place = torch.tensor([(u, v, 1.0) for u, v in points], dtype=matrices.dtype, device=matrices.device)
+    x, y, z = (matrices @ place.T).unbind(1)  # (R, points)
+    front = z * torch.where(z[:, -1:] < 0, -1.0, 1.0) > 0
+    below = torch.where(front, z, 1.0)
+    a = matrices[..., None]
+    # d(X/Z)/du = (dX/du - X/Z dZ/du) / Z, and so on.
+    steps = [
+        torch.hypot(*((a[:, row, axis] - t / below * a[:, 2, axis]) / below for row, t in enumerate((x, y))))
+        for axis in range(2)
+    ]
+    both = torch.stack(steps, -1)  # (R, points, 2)
+    sound = torch.isfinite(both) & front[..., None]
+    top = float(2 ** levels(image_size))
+    longest = torch.where(sound, both, 0.0).amax(1).clamp(1.0, top)
+    shortest = torch.where(sound, both, math.inf).amin((1, 2)).clamp(1.0, top)
+    level = torch.log2(shortest / OVERSAMPLING * (1 + _SLACK)).floor()
+    raised = torch.log2(longest.amax(1) / MOST_SAMPLES * (1 - _SLACK)).ceil()
+    level = torch.maximum(level, raised).clamp(0, levels(image_size))
+    samples = torch.ceil(longest * torch.exp2(-level)[:, None] * (1 - _SLACK)).clamp(1, MOST_SAMPLES)
+    known = torch.isfinite(matrices).flatten(1).all(1)
+    return Plan(torch.where(known, level, 0).long(), torch.where(known[:, None], samples, 1).long())
+
+
+def levels(image_size: tuple[int, int]) -> int:
+    """The last level, at which an axis has no more than one pixel left."""
+    return max(math.ceil(math.log2(max(image_size))), 0)
+
+
+def reduced(image_size: tuple[int, int], level: int) -> tuple[int, int]:
+    """The size of a level, without its margin."""
+    h, w = image_size
+    return max(-(-h // 2**level), 1), max(-(-w // 2**level), 1)
+
+
+class Level(NamedTuple):
+    """Which ``box`` (xyxy, as `crop` has it) of the image a level is, its ``size``, and the map of positions to it."""
+
+    box: tuple[float, float, float, float]
+    size: tuple[int, int]
+    scale: tuple[float, float]
+    shift: tuple[float, float]
+
+
+def level(image_size: tuple[int, int], number: int, options: WarpOptions) -> Level:
+    """A level is the image that `area` makes of the padded image: the padding of the one continues the other.
+
+    Under border a pixel is added all around, which is what surrounds the image: else its blurred edge would do.
+    """
+    h, w = reduced(image_size, number)
+    height, width = image_size
+    if options.padding_mode == "reflection" and options.align_corners:
+        # The mirrors are centres of pixels, and stay so. Positions scale about the first of them.
+        x, y = ((n - 1) / (N - 1) if N > 1 else 1.0 for n, N in ((w, width), (h, height)))
+        return Level((0.0, 0.0, width - 1.0, height - 1.0), (h, w), (x, y), (0.5 - 0.5 * x, 0.5 - 0.5 * y))
+    x, y = w / width, h / height
+    margin = 1 if options.padding_mode == "border" else 0
+    box = (-margin / x, -margin / y, width + margin / x, height + margin / y)
+    return Level(box, (h + 2 * margin, w + 2 * margin), (x, y), (float(margin), float(margin)))
+
+
+def on_level(matrices: Tensor, level: Level) -> Tensor:
+    """The matrices as they read that level: differentiable."""
+    matrices = matrices.to(torch.float32 if matrices.device.type == "mps" else torch.float64)
+    (a, b), (c, d) = level.scale, level.shift
+    x, y, z = matrices.unbind(-2)
+    return torch.stack([a * x + c * z, b * y + d * z, z], -2)
