@@ -241,11 +241,11 @@ CASES = [
     (TypeError, boxes(BOXES, batch_index=INDEX.to_sparse()), "batch_index must be a dense tensor", "to_dense()"),
     (TypeError, lambda: diffcrop.convert_boxes(BOX.to_sparse()), "boxes must be a dense tensor", "boxes.to_dense()"),
     *[
-        (TypeError, wrong, f"{name} must be a dense tensor", "a nested one", f"list({name}.unbind())")
+        (TypeError, wrong, f"{name} must be a dense tensor", "a nested one", f"{name}.unbind()")
         for layout in (torch.strided, torch.jagged)
         for name, wrong in (
-            ("images", lambda layout=layout: crop(nested([IMAGE, IMAGE[:2]], layout), BOX, 4)),
-            ("boxes", lambda layout=layout: crop(IMAGES, nested([BOXES, BOXES[:1]], layout), 4)),
+            ("boxes", lambda layout=layout: coverage(nested([BOXES, BOXES[:1]], layout), 4, 8)),
+            ("batch_index", lambda layout=layout: boxes(BOXES, batch_index=nested([INDEX, INDEX[:1]], layout))()),
         )
     ],
     (TypeError, lambda: crop(masked(IMAGES), BOX, 4), "images must be a dense tensor", "images.to_tensor(value)"),
@@ -355,8 +355,9 @@ CASES = [
         "impl=None",
     ),
     # crop_with_jacobian
-    (TypeError, jacobian([IMAGE], BOX, 4), "crop_with_jacobian takes tensors, not lists", "each image"),
-    (TypeError, jacobian(IMAGES, [BOXES, BOXES], 4), "crop_with_jacobian takes tensors, not lists"),
+    (ValueError, jacobian([], BOX, 4), "images must not be an empty list"),
+    (ValueError, jacobian([IMAGE], BOXES, 4), "B = 1", "(2, 4)"),
+    (ValueError, jacobian([IMAGE], [BOXES], 4, mode="nearest"), "mode='nearest' has no derivative"),
     (ValueError, jacobian(IMAGES, BOX, 4, mode="nearest"), "mode='nearest' has no derivative", "another mode"),
     (TypeError, jacobian(None, BOX, 4), "images must be a tensor", "None"),
     (TypeError, jacobian(IMAGES, None, 4), "boxes must be a tensor", "None"),

@@ -83,7 +83,7 @@ def dense(value: Tensor, name: str) -> None:
     if value.is_nested:
         raise TypeError(
             f"{name} must be a dense tensor, got a nested one ({value.layout}); "
-            f"pass its parts as a list, list({name}.unbind())"
+            f"take its parts one by one, {name}.unbind()"
         )
     if isinstance(value, torch.masked.MaskedTensor):
         raise TypeError(

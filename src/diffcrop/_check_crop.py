@@ -183,12 +183,12 @@ def box_count(value: Sequence[Any], count: int) -> None:
         raise ValueError(f"a list of boxes must have one tensor per image, got {len(value)} for {count} images")
 
 
-def same_device(images: Tensor, boxes: Tensor, batch_index: Tensor | None) -> None:
+def same_device(images: Tensor, boxes: Tensor, batch_index: Tensor | None, name: str = "boxes") -> None:
     """Everything that a crop reads lies on one device."""
     if images.device != boxes.device:
         raise ValueError(
-            f"images and boxes must be on the same device, got {images.device} and {boxes.device}; "
-            f"move one with boxes.to({str(images.device)!r})"
+            f"images and {name} must be on the same device, got {images.device} and {boxes.device}; "
+            f"move one with {name}.to({str(images.device)!r})"
         )
     if batch_index is not None and batch_index.device != images.device:
         raise ValueError(
@@ -197,8 +197,8 @@ def same_device(images: Tensor, boxes: Tensor, batch_index: Tensor | None) -> No
         )
 
 
-def batch_index(value: Any, boxes: Tensor, count: int) -> Tensor:
-    """(R,) of any integer dtype, 0..B-1, one per box (R, 2A)."""
+def batch_index(value: Any, boxes: Tensor, count: int, tail: int = 1) -> Tensor:
+    """(R,) of any integer dtype, 0..B-1, one per box of ``tail`` dimensions."""
     if not isinstance(value, Tensor):
         raise TypeError(
             f"batch_index must be an integer tensor of shape (R,), got {_check.describe(value)}; "
@@ -209,9 +209,10 @@ def batch_index(value: Any, boxes: Tensor, count: int) -> Tensor:
             f"batch_index must be of an integer dtype, got {_check.describe(value)}; convert it with .long()"
         )
     _check.dense(value, "batch_index")
-    if boxes.ndim != 2 or value.ndim != 1 or value.shape[0] != boxes.shape[0]:
+    if boxes.ndim != tail + 1 or value.ndim != 1 or value.shape[0] != boxes.shape[0]:
+        one = ", ".join(map(str, boxes.shape[-tail:]))
         raise ValueError(
-            f"batch_index must have shape (R,) where boxes have shape (R, {boxes.shape[-1]}), "
+            f"batch_index must have shape (R,) where boxes have shape (R, {one}), "
             f"got {tuple(value.shape)} and {tuple(boxes.shape)}"
         )
     if _check.may_look(value) and value.numel():
@@ -230,25 +231,33 @@ def batch_index(value: Any, boxes: Tensor, count: int) -> Tensor:
 
 def box_rows(boxes: Tensor, axes: int, count: int | None) -> None:
     """The shapes of boxes without batch_index: for one image (``count`` None) or a batch of ``count``."""
-    last, shape = 2 * axes, tuple(boxes.shape)
     if count is None:
+        last, shape = 2 * axes, tuple(boxes.shape)
         if boxes.ndim > 2:
             raise ValueError(
                 f"boxes must have shape ({last},) or (K, {last}) for one image, got {shape}; boxes of several images "
                 "need images with a batch dimension"
             )
         return
-    if boxes.ndim > 3:
-        raise ValueError(f"boxes must have shape ({last},), (B, {last}) or (B, K, {last}), got {shape}")
-    if boxes.ndim > 1 and boxes.shape[0] != count:
-        hint = ""
-        if boxes.ndim == 2:
+    box_batch(boxes, count)
+
+
+def box_batch(boxes: Tensor, count: int, tail: int = 1) -> None:
+    """The shapes of boxes, of ``tail`` dimensions each, for a batch of ``count`` images without batch_index."""
+    shape = tuple(boxes.shape)
+    if not tail <= boxes.ndim <= tail + 2:
+        one = ", ".join(map(str, shape[-tail:]))  # not before: the compiler cannot make text of a symbolic size
+        alone = f"({one},)" if tail == 1 else f"({one})"
+        raise ValueError(f"boxes must have shape {alone}, (B, {one}) or (B, K, {one}), got {shape}")
+    if boxes.ndim > tail and boxes.shape[0] != count:
+        one, hint = ", ".join(map(str, shape[-tail:])), ""
+        if boxes.ndim == tail + 1:
             hint = (
-                f"; for the same {shape[0]} boxes on every image pass boxes.expand({count}, -1, -1), "
+                f"; for the same {shape[0]} boxes on every image pass boxes.expand({count}{', -1' * boxes.ndim}), "
                 f"for boxes that name their image add batch_index of shape ({shape[0]},)"
             )
         raise ValueError(
-            f"boxes of shape (B, {last}) or (B, K, {last}) must have B = {count} as images do, got {shape}{hint}"
+            f"boxes of shape (B, {one}) or (B, K, {one}) must have B = {count} as images do, got {shape}{hint}"
         )
 
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from diffcrop import _boxes, _check, _check_crop, _ops, _sharding
-from diffcrop._context import full_precision, is_sharded, plain
+from diffcrop._context import is_sharded, plain
 from diffcrop._options import Options
+
+from . import ragged
 
 
 class _Call(NamedTuple):
@@ -147,8 +149,8 @@ def crop(
         "align_corners": align_corners,
         "impl": impl,
     }
-    if isinstance(images, (list, tuple)):
-        return _crop_list(images, boxes, size, batch_index, options)
+    if (type(images) is not Tensor or images.is_nested) and ragged.is_list(images):
+        return _over_images(crop, images, boxes, size, batch_index, options)
     call = _prepare(images, boxes, size, batch_index, **options)
     result = _ops.crop(call.images, call.boxes, call.owner, call.size, call.options, call.impl)
     if is_sharded(result):
@@ -157,8 +159,8 @@ def crop(
 
 
 def crop_with_jacobian(
-    images: Tensor,
-    boxes: Tensor,
+    images: Tensor | Sequence[Tensor],
+    boxes: Tensor | Sequence[Tensor],
     size: int | Sequence[int],
     *,
     batch_index: Tensor | None = None,
@@ -174,7 +176,7 @@ def crop_with_jacobian(
 ) -> CropWithJacobian:
     """The crop and its derivative by the box, as Gauss-Newton and Levenberg-Marquardt need them.
 
-    Arguments as for `crop`, without lists; ``mode="nearest"`` is an error, as it has no derivative.
+    Arguments as for `crop`; ``mode="nearest"`` is an error, as it has no derivative.
 
     Returns:
         ``crop``: as `crop` gives it. ``jacobian``: (*crop.shape, 4) (2 numbers for signals, 6 for volumes), the
@@ -188,27 +190,24 @@ def crop_with_jacobian(
     tensor([[[[1., 0., 0., 0.]]]])
 
     """
-    if isinstance(images, (list, tuple)) or isinstance(boxes, (list, tuple)):
-        raise TypeError("crop_with_jacobian takes tensors, not lists; call it for each image of a list")
     if mode == "nearest":
         raise ValueError("mode='nearest' has no derivative by the box; choose another mode")
     convention: dict[str, Any] = {"box_format": box_format, "coords": coords, "align_corners": align_corners}
-    call = _prepare(
-        images,
-        boxes,
-        size,
-        batch_index,
+    options: dict[str, Any] = {
         **convention,
-        mode=mode,
-        antialias=antialias,
-        padding_mode=padding_mode,
-        fill=fill,
-        sigma=sigma,
-        impl=impl,
-    )
+        "mode": mode,
+        "antialias": antialias,
+        "padding_mode": padding_mode,
+        "fill": fill,
+        "sigma": sigma,
+        "impl": impl,
+    }
+    if ragged.is_list(images):
+        return _over_images(crop_with_jacobian, images, boxes, size, batch_index, options)
+    call = _prepare(images, boxes, size, batch_index, **options)
     value = _ops.crop(call.images, call.boxes, call.owner, call.size, call.options, call.impl)
     jacobian = _ops.jacobian(call.images, call.boxes, call.owner, call.size, call.options, call.impl)
-    linear = _by_box(call, boxes, convention)
+    linear = _by_box(call, convention)
     if linear is not None:
         if is_sharded(jacobian):
             linear = _sharding.replicated(linear, jacobian)
@@ -219,14 +218,14 @@ def crop_with_jacobian(
     )
 
 
-def _by_box(call: _Call, boxes: Tensor, convention: dict[str, Any]) -> Tensor | None:
+def _by_box(call: _Call, convention: dict[str, Any]) -> Tensor | None:
     """The derivative of pixel corners by the box, a row for each of its numbers; None where it is pixel corners.
 
     Pixel corners are an affine function of the box: this is that function's linear part.
     """
     if (convention["box_format"], convention["coords"]) == ("xyxy", "pixel"):
         return None
-    unit = _boxes.widen(torch.eye(boxes.shape[-1], dtype=torch.float32, device=boxes.device))
+    unit = _boxes.widen(torch.eye(call.boxes.shape[-1], dtype=torch.float32, device=call.boxes.device))
     shape = call.images.shape[2:]
     return _boxes.to_pixel(unit, shape, **convention) - _boxes.to_pixel(torch.zeros_like(unit[0]), shape, **convention)
 
@@ -309,6 +308,8 @@ def _prepare(
     impl: Any,
 ) -> _Call:
     """Check everything, then bring images to (B, C, *spatial) and boxes to (R, 2A) in pixel corners."""
+    if type(boxes) is not Tensor or boxes.is_nested:
+        boxes = ragged.parts(boxes)
     listed = isinstance(boxes, (list, tuple))
     axes = _check_crop.box_list(boxes) if listed else _check.boxes(boxes)
     _check_crop.image(images, axes)
@@ -331,8 +332,7 @@ def _prepare(
         _check_crop.box_count(boxes, batch)
         if batch_index is not None:
             raise ValueError("batch_index says what a list of boxes says already; pass one of them")
-        owners = [torch.full((len(t),), b, device=images.device) for b, t in enumerate(boxes)]
-        boxes, index = torch.cat(list(boxes)), torch.cat(owners)
+        boxes, index = ragged.flattened(boxes, images.device)
         leading: tuple[int, ...] = (boxes.shape[0],)
     elif batch_index is not None:
         if batch is None:
@@ -361,32 +361,14 @@ def _prepare(
     return _Call(images, boxes, index, leading, size, options, _ops.choose(impl, images, axes))
 
 
-def _crop_list(images: Sequence[Any], boxes: Any, size: Any, batch_index: Any, options: dict[str, Any]) -> Tensor:
-    """Images of different sizes: one call per image, in the order of the boxes."""
+def _over_images(function: Any, images: Any, boxes: Any, size: Any, batch_index: Any, options: dict[str, Any]) -> Any:
+    """A function of an image and its boxes, for images of different sizes."""
+    boxes = ragged.parts(boxes)
     listed = isinstance(boxes, (list, tuple))
     axes = _check_crop.box_list(boxes) if listed else _check.boxes(boxes)
-    tensors = _check_crop.image_list(images, axes)
-    _check_crop.shards(tensors, boxes, batch_index, axes)
-    count = len(tensors)
+    _check_crop.shards(images, boxes, batch_index, axes)
     for mine in boxes if listed else [boxes]:
         _check_crop.differentiable(mine, options["mode"])
-    if listed:
-        _check_crop.box_count(boxes, count)
-    if listed or batch_index is None:
-        if listed and batch_index is not None:
-            raise ValueError("batch_index says what a list of boxes says already; pass one of them")
-        if not listed:
-            _check_crop.box_rows(boxes, axes, count)
-        each = [boxes] * count if not listed and boxes.ndim == 1 else boxes
-        crops = [crop(image, mine, size, **options) for image, mine in zip(tensors, each, strict=True)]
-        with full_precision(tensors[0]):
-            return torch.cat(crops) if listed else torch.stack(crops)
-    index = plain(_check_crop.batch_index(batch_index, boxes, count)).to(torch.int64)
-    _check_crop.same_device(tensors[0], boxes, index)
-    known = (index >= 0) & (index < count)
-    boxes = torch.where(known[:, None], _boxes.promote(plain(boxes)), torch.nan)
-    index = torch.where(known, index, 0)
-    rows = [(index == i).nonzero().squeeze(1) for i in range(count)]
-    crops = [crop(image, boxes[row], size, **options) for image, row in zip(tensors, rows, strict=True)]
-    with full_precision(tensors[0]):
-        return torch.cat(crops)[torch.argsort(torch.cat(rows))]
+    return ragged.over_images(
+        lambda image, mine: function(image, mine, size, **options), images, boxes, batch_index, axes=axes
+    )

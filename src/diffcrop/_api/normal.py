@@ -12,6 +12,7 @@ from diffcrop import _check, _check_normal, _normal, _ops
 from diffcrop._context import plain
 from diffcrop._options import sum_dtype
 
+from . import ragged
 from .crop import _by_box, _prepare
 
 
@@ -89,7 +90,7 @@ def normal_equations(
     differentiated can be put together from `crop_with_jacobian`.
 
     """
-    if isinstance(images, (list, tuple)) or isinstance(boxes, (list, tuple)):
+    if ragged.is_list(images) or ragged.is_list(boxes):
         raise TypeError("normal_equations takes tensors, not lists; call it for each image of a list")
     axes = _check.boxes(boxes)
     _check_normal.metric(metric, huber)
@@ -125,7 +126,7 @@ def normal_equations(
         call.impl,
     )
     hessian, gradient, loss = _normal.l2(sums) if metric == "l2" else _normal.zncc(sums, math.prod(size))
-    linear = _by_box(call, boxes, convention)
+    linear = _by_box(call, convention)
     if linear is not None:
         hessian, gradient = linear @ hessian @ linear.mT, gradient @ linear.mT
     parts = (part.reshape((*call.leading, *part.shape[1:])) for part in (hessian, gradient, loss))

@@ -1,0 +1,118 @@
+"""Images of different sizes and boxes in lists: how they are told, taken apart, and how results come back together.
+
+A function of one image (C, *spatial) and its boxes (K, ...) becomes one of B images by `over_images`; a list of boxes
+for a batch of one size becomes rows that name their image by `flattened`. Nested tensors are lists of their parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffcrop import _boxes, _check_crop
+from diffcrop._context import full_precision, plain
+
+
+class Rows(NamedTuple):
+    """Which boxes each image is read at, (K_b, ...), the leading shape of the result, and where its rows belong.
+
+    ``order[i]`` is the place among all boxes of the i-th row as the images come; None where they come in order.
+    """
+
+    boxes: Sequence[Tensor]
+    leading: tuple[int, ...]
+    order: Tensor | None
+
+
+def is_list(value: Any) -> bool:
+    """Whether this is several tensors: a list, a tuple or a nested tensor."""
+    return isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and value.is_nested)
+
+
+def parts(value: Any) -> Any:
+    """A nested tensor as the list of its parts, differentiably; anything else as it is."""
+    return list(value.unbind()) if isinstance(value, Tensor) and value.is_nested else value
+
+
+def flattened(boxes: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """A list of B tensors (K_b, ...) as rows (sum K_b, ...) and the image that each belongs to, int64."""
+    owners = [torch.full((len(t),), b, device=device) for b, t in enumerate(boxes)]
+    return torch.cat(list(boxes)), torch.cat(owners)
+
+
+def over_images(
+    function: Callable[[Tensor, Tensor], Any],
+    images: Any,
+    boxes: Any,
+    batch_index: Any = None,
+    *,
+    axes: int = 2,
+    tail: int = 1,
+) -> Any:
+    """What ``function`` makes of each image (C, *spatial) of a list and its boxes (K_b, ...), as one tensor.
+
+    Args:
+        function: of an image and its boxes; returns a tensor, or a tuple of tensors, with K_b in front.
+        images: a list of B images, or a nested tensor; checked here.
+        boxes: (...) the same for all images, (B, ...), (B, K, ...), (R, ...) with a batch_index, or a list of B tensors
+            (K_b, ...). Their trailing dimensions are for the caller, or ``function``, to check.
+        batch_index: (R,) integers.
+        axes: the number of spatial axes.
+        tail: how many dimensions one box has.
+
+    Returns:
+        The tensor, or the tuple of them, with the leading dimensions of `diffcrop.crop`'s table.
+
+    """
+    tensors = _check_crop.image_list(parts(images), axes)
+    rows = _rows(parts(boxes), batch_index, tensors, tail)
+    results = [function(image, mine) for image, mine in zip(tensors, rows.boxes, strict=True)]
+    with full_precision(tensors[0]):
+        if isinstance(results[0], tuple):
+            made = [_joined(each, rows) for each in zip(*results, strict=True)]
+            return type(results[0])(*made) if hasattr(results[0], "_fields") else tuple(made)
+        return _joined(results, rows)
+
+
+def _joined(results: Sequence[Tensor], rows: Rows) -> Tensor:
+    """Results (K_b, ...) of the images as one tensor in the order of the boxes."""
+    result = torch.cat(list(results))
+    if rows.order is not None:
+        result = result[torch.argsort(rows.order)]
+    return result if len(rows.leading) == 1 else result.unflatten(0, rows.leading)
+
+
+def _rows(boxes: Any, batch_index: Any, images: Sequence[Tensor], tail: int) -> Rows:
+    count = len(images)
+    if isinstance(boxes, (list, tuple)):
+        _check_crop.box_count(boxes, count)
+        if batch_index is not None:
+            raise ValueError("batch_index says what a list of boxes says already; pass one of them")
+        for i, mine in enumerate(boxes):
+            _check_crop.same_device(images[0], mine, None, f"boxes[{i}]")
+        return Rows(boxes, (sum(t.shape[0] for t in boxes),), None)
+    if batch_index is not None:
+        return _named(boxes, batch_index, images[0], count, tail)
+    _check_crop.box_batch(boxes, count, tail)
+    _check_crop.same_device(images[0], boxes, None)
+    if boxes.ndim == tail:
+        return Rows([boxes.unsqueeze(0)] * count, (count,), None)
+    if boxes.ndim == tail + 1:
+        return Rows(boxes.unsqueeze(1).unbind(), (count,), None)
+    return Rows(boxes.unbind(), tuple(boxes.shape[:2]), None)
+
+
+def _named(boxes: Tensor, batch_index: Any, image: Tensor, count: int, tail: int) -> Rows:
+    """Boxes that name their image, sorted by it. An index of no image makes a NaN box, for which any image will do."""
+    index = plain(_check_crop.batch_index(batch_index, boxes, count, tail)).to(torch.int64)
+    _check_crop.same_device(image, boxes, index)
+    known = (index >= 0) & (index < count)
+    known_boxes = known.reshape(-1, *[1] * (boxes.ndim - 1))
+    boxes = torch.where(known_boxes, _boxes.promote(plain(boxes)), torch.nan)
+    index = torch.where(known, index, 0)
+    order = torch.argsort(index, stable=True)
+    counts = torch.bincount(index, minlength=count).tolist()
+    return Rows(boxes[order].split(counts), (index.shape[0],), order)
