@@ -31,6 +31,8 @@ ARROWS = {
         "_boxes",
         "_normal",
         "_ops",
+        "_check_paste",
+        "_ops_paste",
         "_options",
         "_sharding",
         "_context",
@@ -38,13 +40,16 @@ ARROWS = {
     "_check": {"_boxes", "_context"},
     "_check_crop": {"_check", "_filters", "_options", "_context"},
     "_check_normal": {"_check", "_check_crop", "_normal", "_context"},
+    "_check_paste": {"_check", "_check_crop", "_context"},
     "_ops": {"_autograd", "_flops", "_impl", "_normal", "_options", "_context"},
+    "_ops_paste": {"_autograd", "_impl.pasting", "_ops", "_options", "_context"},
     "_ops_warp": {"_autograd", "_impl", "_ops", "_options", "_pyramid", "_context"},
     "_autograd": {"_context"},
     "_pyramid": {"_options"},
     "_impl.warp": {"_derivative", "_filters", "_options", "_context"},
     "_derivative": {"_context"},
     "_impl.reference": {"_axis", "_derivative", "_lattice", "_filters", "_normal", "_options", "_sharding", "_context"},
+    "_impl.pasting": {"_axis", "_filters", "_options", "_context"},
     "_sharding": {"_context"},
     "_impl.cpu": set(),
     "_impl.triton": {"_impl.triton"},
@@ -66,7 +71,7 @@ ARROWS = {
 }
 LEAVES = {"_boxes", "_context", "_filters", "_normal", "_options", "_impl", "_impl.cpu"}
 # Only these may know torch's operators, and only this one the compiled library.
-FACES = {"_ops", "_ops_warp", "_flops", "_impl.cpu", "_sharding"}
+FACES = {"_ops", "_ops_paste", "_ops_warp", "_flops", "_impl.cpu", "_sharding"}
 
 
 def sources():
@@ -173,7 +178,7 @@ def test_implementations_are_seen_by_the_operators_alone():
             own = ".".join(module.split(".")[:2])  # a folder's files see one another
             assert not any(covers({"_impl"}, t) and not covers({own}, t) for t in targets), module
         elif any(covers({"_impl"}, t) for t in targets):
-            assert module in ("_ops", "_ops_warp")
+            assert module in ("_ops", "_ops_paste", "_ops_warp")
 
 
 @pytest.mark.parametrize("module", sorted(sources()))
@@ -243,7 +248,7 @@ def test_examples_run(example):
     assert not failures, "".join(said)
 
 
-RECORDS = {"CropWithJacobian", "FittedBoxes", "Location", "NormalEquations"}
+RECORDS = {"CropWithJacobian", "FittedBoxes", "Location", "NormalEquations", "Pasted"}
 
 
 # Every function of the package that a user calls has an example, bar those that only answer a question.

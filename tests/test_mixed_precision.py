@@ -151,6 +151,7 @@ FUNCTIONS = {
     "crop, indexed list": lambda b: crop([ramp(b)[0], ramp(b)[0]], b, 8, batch_index=torch.tensor([1, 0])),
     "crop_with_jacobian": lambda b: crop_with_jacobian(ramp(b), b / 1000, 8, coords="unit", box_format="cxcywh"),
     "coverage": lambda b: diffcrop.coverage(b - 400, 8, 500),
+    "paste": lambda b: diffcrop.paste(crop(ramp(b), b / 9, 8), b / 8, (96, 1000), batch_size=2, return_mask=True),
     "convert_boxes": lambda b: diffcrop.convert_boxes(b, (960, 1000), to_format="cxcywh", to_coords="normalized"),
     "boxes_to_theta": lambda b: diffcrop.boxes_to_theta(b, (960, 1000)),
     "theta_to_boxes": lambda b: diffcrop.theta_to_boxes(diffcrop.boxes_to_theta(b, (960, 1000)), (960, 1000)),

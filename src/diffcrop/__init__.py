@@ -14,6 +14,7 @@ from importlib import metadata as _metadata
 from ._api import (
     CropWithJacobian,
     NormalEquations,
+    Pasted,
     boxes_to_theta,
     convert_boxes,
     coverage,
@@ -25,6 +26,7 @@ from ._api import (
     map_points,
     normal_equations,
     normal_equations_of,
+    paste,
     simd_level,
     theta_to_boxes,
 )
@@ -42,6 +44,7 @@ __all__ = [
     "FittedBoxes",
     "Location",
     "NormalEquations",
+    "Pasted",
     "boxes_to_theta",
     "convert_boxes",
     "coverage",
@@ -56,6 +59,7 @@ __all__ = [
     "nn",
     "normal_equations",
     "normal_equations_of",
+    "paste",
     "search",
     "simd_level",
     "theta_to_boxes",

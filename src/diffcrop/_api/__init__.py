@@ -3,11 +3,13 @@
 from .crop import CropWithJacobian, coverage, crop, crop_with_jacobian
 from .geometry import boxes_to_theta, convert_boxes, invert_boxes, map_boxes, map_points, theta_to_boxes
 from .normal import NormalEquations, normal_equations, normal_equations_of
+from .paste import Pasted, paste
 from .system import implementations, simd_level
 
 __all__ = [
     "CropWithJacobian",
     "NormalEquations",
+    "Pasted",
     "boxes_to_theta",
     "convert_boxes",
     "coverage",
@@ -19,6 +21,7 @@ __all__ = [
     "map_points",
     "normal_equations",
     "normal_equations_of",
+    "paste",
     "simd_level",
     "theta_to_boxes",
 ]
