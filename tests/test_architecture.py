@@ -22,7 +22,7 @@ MODULES = {"diffcrop." + name: importlib.import_module("diffcrop." + name) for n
 
 # Who may see whom: a name covers its submodules. Whoever is not named here may see no module of the package.
 ARROWS = {
-    "__init__": {"_api", "nn", "search"},
+    "__init__": {"_api", "compat", "nn", "search"},
     "_api": {
         "_api",
         "_check",
@@ -64,6 +64,7 @@ ARROWS = {
     "_context": set(),
     "nn": {"public"},
     "search": {"public", "search"},
+    "compat": {"public", "compat"},
     "cli": {"public", "cli"},
     "__main__": {"cli"},
     # Written by the build: what it found.
@@ -207,6 +208,10 @@ def classes_and_methods():
         for method, function in vars(module).items():
             if inspect.isfunction(function) and not method.startswith("_"):
                 yield f"nn.{name}.{method}", function
+    for name in diffcrop.compat.__all__:
+        peer = getattr(diffcrop.compat, name)
+        for function in peer.__all__:
+            yield f"compat.{name}.{function}", getattr(peer, function)
 
 
 @pytest.mark.parametrize(("name", "thing"), list(classes_and_methods()), ids=lambda v: v if isinstance(v, str) else "")
@@ -231,7 +236,8 @@ def examples():
     names += [
         f"diffcrop._api.{m.name}" for m in pkgutil.iter_modules(importlib.import_module("diffcrop._api").__path__)
     ]
-    names += [f"diffcrop.search.{m.name}" for m in pkgutil.iter_modules(diffcrop.search.__path__)]
+    for package in (diffcrop.search, diffcrop.compat):
+        names += [f"{package.__name__}.{m.name}" for m in pkgutil.iter_modules(package.__path__)]
     for name in names:
         if name.split(".")[-1] in ("__main__", "_C", "cli"):
             continue
@@ -251,8 +257,11 @@ def test_examples_run(example):
 RECORDS = {"CropWithJacobian", "FittedBoxes", "Location", "NormalEquations", "Pasted"}
 
 
+COMPAT = [name for name, _ in classes_and_methods() if name.startswith("compat.")]
+
+
 # Every function of the package that a user calls has an example, bar those that only answer a question.
-@pytest.mark.parametrize("name", [n for n in PUBLIC if n not in RECORDS | {"simd_level"}] + ["nn.Crop"])
+@pytest.mark.parametrize("name", [n for n in PUBLIC if n not in RECORDS | {"simd_level"}] + ["nn.Crop", *COMPAT])
 def test_public_functions_have_an_example(name):
     parts = [case.values[0].name.split(".")[1:] for case in examples()]
     # Which module of these packages a name is in is nobody's business.

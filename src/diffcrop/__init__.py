@@ -31,7 +31,7 @@ from ._api import (
     theta_to_boxes,
 )
 
-from . import nn  # isort: skip - it uses the names above
+from . import compat, nn  # isort: skip - they use the names above
 from .search import FittedBoxes, Location, fit_boxes, locate  # isort: skip - and so does this
 
 try:
@@ -46,6 +46,7 @@ __all__ = [
     "NormalEquations",
     "Pasted",
     "boxes_to_theta",
+    "compat",
     "convert_boxes",
     "coverage",
     "crop",

@@ -1,0 +1,239 @@
+"""torchvision's ``transforms.v2.functional.resized_crop``, which slices first and resizes then.
+
+What differs from torchvision:
+
+* The slice may lie anywhere, not only on whole pixels, with gradients to all four of its numbers, to every order.
+* Integers other than bytes are resized too, and all of them rounded once.
+* Sums are kept in float32, positions in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+# The package, not its names: they are looked up when called, so either may be imported first.
+import diffcrop
+
+from . import _arguments
+
+__all__ = ["resized_crop"]
+
+_INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "nearest-exact")
+# Pillow's numbers, which torchvision takes as well.
+_NUMBERED = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+
+
+def resized_crop(
+    img: Tensor,
+    top: int | float | Tensor,
+    left: int | float | Tensor,
+    height: int | float | Tensor,
+    width: int | float | Tensor,
+    size: int | Sequence[int],
+    interpolation: Any = "bilinear",
+    antialias: bool | None = True,
+) -> Tensor:
+    r"""A slice of an image, resized: ``torchvision.transforms.v2.functional.resized_crop``, and more than whole pixels.
+
+    With whole numbers the result is torchvision's: rows top..top + height - 1 and columns left..left + width - 1, zeros
+    where they leave the image, resized as `torch.nn.functional.interpolate` does. Pixels beside the slice are not
+    seen, unlike by `diffcrop.crop`; the two differ near the edges of the box, by some hundredths of the image's range.
+
+    **Real numbers**, floats or tensors with gradients, continue this: along an axis from lo to hi = lo + length, pixel
+    k counts in proportion to the part o_k of [k, k + 1] that lies in [lo, hi],
+
+    .. code-block:: text
+
+        y_j = sum_k o_k f((k - c_j) / w) x_k / sum_k o_k f((k - c_j) / w)
+
+    with the positions c_j, the filter f and its width w of `diffcrop.crop`. At whole numbers that is torchvision's
+    result, and it is continuous and differentiable in between, with the right-hand derivative at whole numbers.
+
+    Args:
+        img: (..., C, H, W) with any number of leading dimensions, or (H, W). Whole-number calls keep an integer dtype
+            and round, once; torch's kernels for bytes, which torchvision uses, round and clamp between the axes as
+            well, which is one level with bilinear, and more with bicubic beside black and white. Real numbers give
+            float32 for integers.
+        top: the first row, an int, or a float or tensor of one real number.
+        left: the first column, likewise.
+        height: of the slice, more than 0.
+        width: likewise.
+        size: (h, w); an int, or a list of one, is the shorter side, with the slice's aspect ratio kept as far as whole
+            numbers allow.
+        interpolation: ``"bilinear"``, ``"bicubic"``, ``"nearest"`` or ``"nearest-exact"``, or torchvision's
+            ``InterpolationMode`` of these, or Pillow's number. The latter two are for whole numbers only.
+        antialias: whether the filter widens where the crop is smaller than the slice (of no effect on the nearest);
+            None counts as False, as for tensors in torchvision. Real numbers with ``"bicubic"`` need True: without
+            antialiasing that repeats the slice's edge, which has no continuation.
+
+    Returns:
+        (..., C, h, w), differentiable in ``img`` and in those of the four numbers that are tensors. An image of one of
+        ``torchvision.tv_tensors``' classes gives one of that class.
+
+    The four numbers of tensors are read, so that only as much of the image is touched as they name: not under
+    `torch.vmap` or ``fullgraph=True``. Use `diffcrop.crop` there.
+
+    Raises:
+        TypeError, ValueError: for a wrong argument.
+
+    >>> import torch
+    >>> from diffcrop.compat.torchvision import resized_crop
+    >>> image = torch.arange(36.0).reshape(1, 6, 6)
+    >>> resized_crop(image, 1, 1, 4, 4, (2, 2))
+    tensor([[[12.0000, 13.5714],
+             [21.4286, 23.0000]]])
+    >>> left = torch.tensor(1.0, requires_grad=True)
+    >>> resized_crop(image, 1, left, 4, 4, (2, 2)).mean().backward()
+    >>> left.grad  # a whole column further is 1 more; on the way there the outer columns count by parts
+    tensor(0.9286)
+
+    """
+    mode = _interpolation(interpolation)
+    if antialias is not None:
+        _arguments.flag(antialias, "antialias")
+    if not isinstance(img, Tensor):
+        raise TypeError(
+            f"img must be a tensor (..., C, H, W), got {_arguments.describe(img)}; convert with pil_to_tensor"
+        )
+    if img.ndim < 2 or 0 in img.shape[-2:]:
+        raise ValueError(f"img must have shape (..., C, H, W), at least one pixel, got {tuple(img.shape)}")
+    numbers = {"top": top, "left": left, "height": height, "width": width}
+    real = any(_is_real(value, name) for name, value in numbers.items())
+    read = {name: value.item() if isinstance(value, Tensor) else value for name, value in numbers.items()}
+    for name, value in read.items():
+        if not -float("inf") < value < float("inf"):
+            raise ValueError(f"{name} must be finite, got {value!r}")
+    for name in ("height", "width"):
+        if read[name] <= 0:
+            raise ValueError(f"{name} must be more than 0, got {read[name]!r}")
+    shape = _size(size, read["height"], read["width"])
+
+    plain = img.as_subclass(Tensor) if type(img) is not Tensor else img
+    images = plain.reshape(-1, *([1] * (3 - plain.ndim)), *plain.shape[-3:])
+    if real:
+        if mode.startswith("nearest"):
+            raise ValueError(f"interpolation={mode!r} has no gradient and takes whole numbers, got {numbers}")
+        if mode == "bicubic" and not antialias:
+            raise ValueError("interpolation='bicubic' takes real numbers with antialias=True only, got antialias=False")
+        result = _real(images, numbers, read, shape, mode, bool(antialias))
+    else:
+        whole = {name: int(value) for name, value in read.items()}
+        result = _whole(images, shape, mode, bool(antialias), **whole)
+    result = result.reshape(*plain.shape[:-2], *shape)
+    return result.as_subclass(type(img)) if _is_tv_tensor(img) else result
+
+
+def _whole(
+    images: Tensor, shape: tuple[int, int], mode: str, antialias: bool, *, top: int, left: int, height: int, width: int
+) -> Tensor:
+    """Slice, then resize."""
+    region = _slice(images, top, left, top + height, left + width)
+    if mode.startswith("nearest"):  # of any dtype: which row and column each output is
+        rows, columns = (
+            functional.interpolate(
+                torch.arange(pixels, dtype=torch.float64, device=region.device)[None, None], n, mode=mode
+            )
+            for pixels, n in zip((height, width), shape, strict=True)
+        )
+        return region[..., rows.flatten().long()[:, None], columns.flatten().long()]
+    box = torch.tensor([0.0, 0.0, width, height], dtype=torch.float64, device=region.device)
+    padding = "renormalize" if antialias else "border"
+    result = diffcrop.crop(region, box, shape, mode=mode, antialias=antialias, padding_mode=padding)
+    if region.is_floating_point():
+        return result
+    limits = torch.iinfo(region.dtype)
+    return result.round().clamp(limits.min, limits.max).to(region.dtype)
+
+
+def _real(
+    images: Tensor, numbers: dict[str, Any], read: dict[str, float], shape: tuple[int, int], mode: str, antialias: bool
+) -> Tensor:
+    """The crop of what lies in the box, over the crop of a mask that says how much of each pixel does."""
+    device = images.device
+    ends, region = [], images
+    starts: list[int] = []
+    for first, length in (("left", "width"), ("top", "height")):
+        lo, extent = (
+            torch.as_tensor(numbers[n], dtype=torch.float64, device=device).squeeze() for n in (first, length)
+        )
+        # Whole pixels from that of lo to that of hi: to the right of it, so that derivatives are right-hand ones.
+        start = int(read[first] // 1)
+        stop = int((read[first] + read[length]) // 1) + 1
+        ends.append((lo - start, lo + extent - start, stop - start))
+        starts.extend((start, stop))
+    (x0, x1, across), (y0, y1, down) = ends
+    region = _slice(images, starts[2], starts[0], starts[3], starts[1])
+    if not region.is_floating_point():
+        region = region.float()
+    wide = torch.promote_types(region.dtype, torch.float32)
+    inside = (_inside(y0, y1, down)[:, None] * _inside(x0, x1, across)).to(wide)
+    box = torch.stack([x0, y0, x1, y1])
+    options: dict[str, Any] = {"mode": mode, "antialias": antialias, "padding_mode": "zeros"}
+    share = diffcrop.crop(inside[None], box, shape, **options)
+    return (diffcrop.crop(region.to(wide) * inside, box, shape, **options) / share).to(region.dtype)
+
+
+def _inside(lo: Tensor, hi: Tensor, pixels: int) -> Tensor:
+    """How much of each of the pixels 0..pixels - 1 lies between lo and hi, with right-hand derivatives."""
+    k = torch.arange(pixels, device=lo.device)
+    left = []
+    for end in (lo, hi):
+        last = end.detach().floor()
+        left.append(torch.where(k == last, end - k, (k < last).to(end.dtype)))  # the part of k that lies left of it
+    return left[1] - left[0]
+
+
+def _slice(images: Tensor, top: int, left: int, bottom: int, right: int) -> Tensor:
+    """Rows and columns of a batch, zeros where it has none."""
+    height, width = images.shape[-2:]
+    inner = images[..., max(top, 0) : max(min(bottom, height), 0), max(left, 0) : max(min(right, width), 0)]
+    if inner.shape[-2:] == (bottom - top, right - left):
+        return inner
+    if 0 in inner.shape[-2:]:
+        return images.new_zeros((*images.shape[:-2], bottom - top, right - left))
+    margins = (max(-left, 0), max(right - width, 0), max(-top, 0), max(bottom - height, 0))
+    return functional.pad(inner, margins)
+
+
+def _is_real(value: Any, name: str) -> bool:
+    """Whether a number is to be taken as a real one: a float, or a tensor of a floating-point dtype."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.is_complex() or value.dtype == torch.bool:
+            raise ValueError(f"{name} must be one real number, got {_arguments.describe(value)}")
+        return value.is_floating_point()
+    if _arguments.is_int(value):
+        return False
+    _arguments.number(value, name)
+    return True
+
+
+def _size(value: Any, height: float, width: float) -> tuple[int, int]:
+    """(h, w), or from the shorter side."""
+    if _arguments.is_int(value) or (isinstance(value, (list, tuple)) and len(value) == 1):
+        (short,) = _arguments.size([value] if _arguments.is_int(value) else value, "size", "an int or (h, w)", 1)
+        if height <= width:
+            return short, max(int(short * width / height), 1)
+        return max(int(short * height / width), 1), short
+    h, w = _arguments.size(value, "size", "an int or (h, w)", 2)
+    return h, w
+
+
+def _interpolation(value: Any) -> str:
+    given = value
+    if _arguments.is_int(value):
+        value = _NUMBERED.get(int(value), value)
+    elif not isinstance(value, str):
+        value = getattr(value, "value", value)
+    if not isinstance(value, str):
+        raise TypeError(f"interpolation must be one of {_INTERPOLATIONS}, got {_arguments.describe(given)}")
+    return _arguments.choice(value, "interpolation", _INTERPOLATIONS)
+
+
+def _is_tv_tensor(value: Tensor) -> bool:
+    """Whether a tensor's class is one of torchvision's, or derived from one; torchvision need not be there."""
+    return any(base.__module__.startswith("torchvision.tv_tensors") for base in type(value).__mro__)
