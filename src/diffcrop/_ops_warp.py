@@ -47,7 +47,6 @@ _SCHEMAS = {
 _library = torch.library.Library("diffcrop", "FRAGMENT")
 for _name, _arguments in _SCHEMAS.items():
     _library.define(f"{_name}({_arguments}, {_OPTIONS}) -> Tensor")
-_KERNELS = False
 
 
 def choose(impl: str | None, images: Tensor) -> str:
@@ -56,7 +55,7 @@ def choose(impl: str | None, images: Tensor) -> str:
         return impl
     if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():  # whose graphs hold PyTorch's operators only
         return "reference"
-    if images.device.type != "cpu" or not _KERNELS:
+    if images.device.type != "cpu":
         return "reference"
     if cpu.available():
         return "cpu"

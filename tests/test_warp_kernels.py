@@ -1,0 +1,251 @@
+"""The kernels of warps equal their reference: values and both gradients, in every mode and padding."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import diffcrop
+from diffcrop import _ops_warp
+from diffcrop._options import WarpOptions
+from warps import boxed, placed, some, tilted
+
+pytestmark = pytest.mark.skipif(diffcrop.implementations()["cpu"] is not None, reason="no compiled library")
+
+MODES = ("bilinear", "bicubic", "lanczos3", "area")
+PADDINGS = ("border", "zeros", "constant", "reflection", "circular")
+
+
+def options(mode, antialias, padding_mode, align_corners=False):
+    return WarpOptions(mode, antialias, padding_mode, (0.3,) if padding_mode == "constant" else (0.0,), align_corners)
+
+
+def rand(*shape, seed=0, dtype=torch.float64):
+    return torch.rand(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def both(images, matrices, index, samples, size, opts, *, cotangent=None):
+    """(value, image gradient, matrix gradient) of the kernels and of the reference."""
+    results = []
+    for impl in ("cpu", "reference"):
+        leaves = [images.clone().requires_grad_(images.is_floating_point()), matrices.clone().requires_grad_()]
+        value = _ops_warp.sampled(*leaves, index, samples, size, opts, impl)
+        g = rand(*value.shape, seed=5, dtype=value.dtype) - 0.5 if cotangent is None else cotangent
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        results.append((value.detach(), *torch.autograd.grad(value, wanted, g)))
+    return zip(*results, strict=True)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("padding_mode", PADDINGS)
+@pytest.mark.parametrize("mode", MODES)
+def test_kernels_equal_the_reference(mode, padding_mode, antialias, align_corners):
+    for size, image in (((7, 19), (23, 37)), ((1, 1), (5, 1)), ((3, 40), (70, 90))):
+        matrices, opts = some(size, image), options(mode, antialias, padding_mode, align_corners)
+        samples = torch.tensor([[1, 1], [2, 1], [3, 4], [1, 3], [5, 2], [0, 3]]) if antialias else None
+        for mine, expected in both(rand(6, 3, *image), matrices, None, samples, size, opts):
+            torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 8, 17])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_any_number_of_channels(channels, channels_last):
+    size, image = (9, 21), (40, 33)
+    images = rand(2, channels, *image)
+    images = images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    matrices, index = some(size, image), torch.tensor([0, 1, 1, 0, 0, 1])
+    for samples in (None, torch.tensor([[2, 2]] * 6)):
+        for mine, expected in both(images, matrices, index, samples, size, options("bilinear", True, "zeros")):
+            torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-10)
+    value = _ops_warp.sampled(images, matrices, index, None, size, options("bilinear", True, "zeros"), "cpu")
+    assert value.is_contiguous(memory_format=torch.channels_last) == (channels_last or channels == 1)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [
+    (torch.float32, 2e-6), (torch.float16, 2e-3), (torch.bfloat16, 1.6e-2), (torch.uint8, 2e-6)
+])  # fmt: skip
+def test_every_dtype(dtype, tolerance):
+    size, image = (11, 35), (50, 60)
+    images = (rand(6, 3, *image) * 255).to(dtype) if dtype == torch.uint8 else rand(6, 3, *image, dtype=dtype)
+    scale = 255 if dtype == torch.uint8 else 1
+    for matrices in (some(size, image), some(size, image).float()):
+        for mode, samples in itertools.product(("bilinear", "bicubic"), (None, torch.tensor([[2, 3]] * 6))):
+            pairs = both(images, matrices, None, samples, size, options(mode, True, "border"))
+            for mine, expected in pairs:
+                assert mine.dtype == expected.dtype
+                size_of = expected.abs().max().clamp_min(scale)
+                torch.testing.assert_close(mine / size_of, expected / size_of, rtol=0, atol=4 * tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16, torch.int64, torch.float16, torch.float64])
+@pytest.mark.parametrize("padding_mode", PADDINGS)
+def test_nearest_moves_elements(dtype, padding_mode):
+    size, image = (11, 35), (50, 60)
+    images = (rand(6, 3, *image) * 250).to(dtype)
+    opts = WarpOptions("nearest", False, padding_mode, (1.0,) if padding_mode == "constant" else (0.0,))
+    matrices = some(size, image)
+    matrices[1, 0, 0] = float("nan")
+    mine, expected = (_ops_warp.warp(images, matrices, None, size, opts, impl) for impl in ("cpu", "reference"))
+    assert mine.dtype == dtype
+    assert torch.equal(mine.nan_to_num(77) if mine.is_floating_point() else mine,
+                       expected.nan_to_num(77) if mine.is_floating_point() else expected)  # fmt: skip
+
+
+coordinate = st.floats(-60, 60)
+
+
+@given(
+    corners=st.lists(st.tuples(coordinate, coordinate), min_size=3, max_size=3),
+    tilt=st.tuples(st.floats(-0.2, 0.2), st.floats(-0.2, 0.2)),
+    size=st.tuples(st.integers(1, 20), st.integers(1, 40)),
+    image=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    samples=st.none() | st.tuples(st.integers(0, 16), st.integers(0, 16)),
+    mode=st.sampled_from(MODES),
+    padding_mode=st.sampled_from(PADDINGS),
+    align_corners=st.booleans(),
+    whole=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_kernels_equal_the_reference_anywhere(
+    corners, tilt, size, image, samples, mode, padding_mode, align_corners, whole
+):
+    """Any parallelogram or what is behind it, also where positions coincide with pixels."""
+    points = torch.tensor(corners, dtype=torch.float64)
+    points = points.round() if whole else points
+    h, w = size
+    matrix = torch.eye(3, dtype=torch.float64)
+    matrix[:2, 0], matrix[:2, 1] = (points[1] - points[0]) / w, (points[2] - points[0]) / h
+    matrix[:2, 2] = points[0]
+    matrix = matrix if whole else tilted(matrix, (tilt[0] / w, tilt[1] / h), size)
+    counts = None if samples is None else torch.tensor([samples])
+    opts = options(mode, True, padding_mode, align_corners)
+    value, by_image, by_matrix = both(rand(1, 2, *image), matrix[None], None, counts, size, opts)
+    torch.testing.assert_close(*value, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(*by_image, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(*by_matrix, rtol=1e-8, atol=1e-7)
+
+
+def test_kinks_are_right_hand():
+    """Whole positions: derivatives of the kernels, of the reference, and differences to the right agree."""
+    image, size = rand(1, 1, 12, 14), (5, 6)
+    matrix = boxed((3.0, 4.0, 9.0, 9.0), size)[None]
+    for impl in ("cpu", "reference"):
+        leaf = matrix.clone().requires_grad_()
+        opts = options("bilinear", False, "border")
+        value = _ops_warp.warp(image, leaf, None, size, opts, impl)
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        for row in (0, 1):
+            moved = matrix.clone()
+            moved[0, row, 2] += 1e-4
+            difference = (_ops_warp.warp(image, moved, None, size, opts, impl) - value.detach()).sum() / 1e-4
+            torch.testing.assert_close(gradient[0, row, 2], difference, rtol=1e-6, atol=1e-6)
+            assert abs(difference) > 1e-3
+
+
+@pytest.mark.parametrize("padding_mode", PADDINGS)
+def test_what_is_not_finite_stays_alone(padding_mode):
+    size, image = (7, 9), (13, 17)
+    images, matrices = rand(2, 2, *image), some(size, image).repeat(2, 1, 1)
+    matrices[2, 0, 1], matrices[3, 2, 2], matrices[6, 1, 1] = float("nan"), float("inf"), 1e200
+    index = torch.tensor([0, 1, 0, 1, 0, 1, 0, 2, -1, 0, 0, 0])
+    for samples in (None, torch.tensor([[2, 1]] * 12)):
+        for mine, expected in both(images, matrices, index, samples, size, options("bilinear", True, padding_mode)):
+            torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-10, equal_nan=True)
+            assert mine.isnan().any() == (mine.shape != images.shape)
+
+
+@pytest.mark.parametrize("padding_mode", PADDINGS)
+def test_behind_the_horizon_and_beyond_all_bounds(padding_mode):
+    size, image = (9, 21), (13, 17)
+    horizon = tilted(placed(5.0, (1.0, 1.0), (8.0, 6.0), size), (0.02, -0.3), size)
+    matrices = torch.stack([
+        horizon, -horizon, placed(20.0, (1e12, 1e12), (3.0, 4.0), size), placed(20.0, (1.0, 1.0), (1e90, -1e90), size),
+        torch.zeros(3, 3, dtype=torch.float64), 1e-300 * some(size, image)[4],
+        torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 0, -0.5]], dtype=torch.float64),
+    ])  # fmt: skip
+    pairs = both(rand(7, 2, *image), matrices, None, None, size, options("bilinear", False, padding_mode))
+    for number, (mine, expected) in enumerate(pairs):
+        assert mine.isfinite().all() or number == 2
+        if number != 1:
+            # Where a pixel is smaller than the rounding of a position the value is whatever it is.
+            far = padding_mode in ("reflection", "circular")
+            keep = torch.tensor([0, 1, 4, 5, 6] if far else [0, 1, 3, 4, 5, 6])
+            keep = keep if number == 0 else keep[:2]
+            torch.testing.assert_close(mine[keep], expected[keep], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("samples", [None, (2, 3)])
+def test_the_same_bits_for_any_number_of_threads(samples):
+    size, image = (90, 70), (200, 150)
+    images, matrices = rand(2, 5, *image, dtype=torch.float32), some(size, image).repeat(4, 1, 1)
+    index = torch.arange(24) % 2
+    counts = None if samples is None else torch.tensor([samples] * 24)
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(run(images, matrices, index, counts, size))
+    finally:
+        torch.set_num_threads(before)
+    for one, two, three in zip(*results, strict=True):
+        assert torch.equal(one, two)
+        assert torch.equal(one, three)
+
+
+def run(images, matrices, index, samples, size, opts=None):
+    leaves = [images.clone().requires_grad_(), matrices.clone().requires_grad_()]
+    value = _ops_warp.sampled(*leaves, index, samples, size, opts or options("bilinear", True, "border"), "cpu")
+    g = rand(*value.shape, seed=5, dtype=value.dtype) - 0.5
+    return [value.detach(), *torch.autograd.grad(value, leaves, g)]
+
+
+def test_a_box_has_the_same_bits_whatever_boxes_are_beside_it():
+    size, image = (33, 41), (100, 90)
+    images, matrices = rand(1, 3, *image, dtype=torch.float32), some(size, image)
+    value, _, by_matrix = run(images, matrices, None, None, size)
+    for r in range(6):
+        alone, *_ = run(images, matrices[r : r + 1], None, None, size)
+        assert torch.equal(value[r], alone[0])
+        # Cotangents differ by box: compare with those of the same box.
+        leaf = matrices[r : r + 1].clone().requires_grad_()
+        single = _ops_warp.sampled(images, leaf, None, None, size, options("bilinear", True, "border"), "cpu")
+        g = (rand(6, 3, *size, seed=5, dtype=torch.float32) - 0.5)[r : r + 1]
+        assert torch.equal(by_matrix[r], torch.autograd.grad(single, leaf, g)[0][0])
+
+
+def test_strides():
+    size, image = (13, 35), (40, 50)
+    base, matrices = rand(6, 6, 2 * image[0], 2 * image[1], dtype=torch.float32), some(size, image)
+    some_rows = (slice(None), slice(3), slice(image[0]), slice(image[1]))
+    views = [base[:, ::2, ::2, ::2], base[some_rows], base[:1].expand_as(base)[some_rows]]
+    views.append(base.transpose(2, 3)[some_rows])
+    for view in views:
+        for a, b in zip(
+            run(view, matrices, None, None, size), run(view.contiguous(), matrices, None, None, size), strict=True
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_at_all():
+    opts = options("bilinear", True, "border")
+    none = torch.zeros(0, 3, 3)
+    for impl in ("cpu", "reference"):
+        images = rand(2, 3, 8, 9).requires_grad_()
+        value = _ops_warp.sampled(
+            images, none.requires_grad_(), torch.zeros(0, dtype=torch.int64), None, (4, 5), opts, impl
+        )
+        assert value.shape == (0, 3, 4, 5)
+        assert torch.equal(torch.autograd.grad(value.sum(), images)[0], torch.zeros(2, 3, 8, 9, dtype=torch.float64))
+        assert _ops_warp.warp(rand(0, 3, 8, 9), none, None, (4, 5), opts, impl).shape == (0, 3, 4, 5)
+        assert _ops_warp.warp(rand(2, 0, 8, 9), torch.eye(3).expand(2, 3, 3), None, (4, 5), opts, impl).shape == (
+            2,
+            0,
+            4,
+            5,
+        )
