@@ -283,10 +283,10 @@ void check_images(const Tensor& images, const Sizes& size) {
 
 Tensor crop(const Tensor& images, const Tensor& boxes_tensor, const OptionalTensor& index, const Sizes& size,
             bool channels_last, const std::string& mode, bool antialias, const std::string& padding,
-            const std::vector<double>& fill, double sigma, bool align_corners) {
+            const std::vector<double>& fill, double parameter, bool align_corners) {
   check_images(images, size);
   check_fill(fill, images);
-  const Options options = options_of(mode, antialias, padding, sigma, align_corners);
+  const Options options = options_of(mode, antialias, padding, parameter, align_corners);
   const Boxes boxes(boxes_tensor, index, images.size(0));
   const ScalarType dtype = result_dtype(images.scalar_type(), options.mode);
   const Tensor out = allocate({boxes.size(), images.size(1), size[0], size[1]}, dtype, images, channels_last);
@@ -300,10 +300,10 @@ Tensor crop(const Tensor& images, const Tensor& boxes_tensor, const OptionalTens
 
 Tensor crop_jacobian(const Tensor& images, const Tensor& boxes_tensor, const OptionalTensor& index, const Sizes& size,
                      const std::string& mode, bool antialias, const std::string& padding,
-                     const std::vector<double>& fill, double sigma, bool align_corners) {
+                     const std::vector<double>& fill, double parameter, bool align_corners) {
   check_images(images, size);
   check_fill(fill, images);
-  const Options options = options_of(mode, antialias, padding, sigma, align_corners);
+  const Options options = options_of(mode, antialias, padding, parameter, align_corners);
   const Boxes boxes(boxes_tensor, index, images.size(0));
   const ScalarType dtype = result_dtype(images.scalar_type(), options.mode);
   const Tensor out = allocate({boxes.size(), images.size(1), size[0], size[1], 4}, dtype, images, false);
@@ -314,11 +314,11 @@ Tensor crop_jacobian(const Tensor& images, const Tensor& boxes_tensor, const Opt
 
 Tensor crop_gram(const Tensor& images, const Tensor& boxes_tensor, const OptionalTensor& index, const Tensor& targets,
                  const std::string& metric, double huber, const std::string& mode, bool antialias,
-                 const std::string& padding, const std::vector<double>& fill, double sigma, bool align_corners) {
+                 const std::string& padding, const std::vector<double>& fill, double parameter, bool align_corners) {
   require(targets.dim() == 4, "targets must have shape (R, C, h, w)");
   check_images(images, spatial(targets));
   check_fill(fill, images);
-  const Options options = options_of(mode, antialias, padding, sigma, align_corners);
+  const Options options = options_of(mode, antialias, padding, parameter, align_corners);
   const Boxes boxes(boxes_tensor, index, images.size(0));
   const bool moments = metric == "zncc", wide = images.scalar_type() == ScalarType::Double;
   require(moments || metric == "l2", "unknown metric");
@@ -335,10 +335,10 @@ Tensor crop_gram(const Tensor& images, const Tensor& boxes_tensor, const Optiona
 
 Tensor crop_grad_boxes(const Tensor& grad, const Tensor& images, const Tensor& boxes_tensor,
                        const OptionalTensor& index, const std::string& mode, bool antialias, const std::string& padding,
-                       const std::vector<double>& fill, double sigma, bool align_corners) {
+                       const std::vector<double>& fill, double parameter, bool align_corners) {
   check_images(images, spatial(grad));
   check_fill(fill, images);
-  const Options options = options_of(mode, antialias, padding, sigma, align_corners);
+  const Options options = options_of(mode, antialias, padding, parameter, align_corners);
   const Boxes boxes(boxes_tensor, index, images.size(0));
   require(grad.size(0) == boxes.size() && grad.size(1) == images.size(1), "grad must have shape (R, C, h, w)");
   require(grad.scalar_type() == result_dtype(images.scalar_type(), options.mode),
@@ -350,11 +350,11 @@ Tensor crop_grad_boxes(const Tensor& grad, const Tensor& images, const Tensor& b
 
 Tensor crop_grad_images(const Tensor& grad, const Tensor& boxes_tensor, const OptionalTensor& index,
                         const Sizes& image_shape, bool channels_last, const std::string& mode, bool antialias,
-                        const std::string& padding, const std::vector<double>&, double sigma, bool align_corners) {
+                        const std::string& padding, const std::vector<double>&, double parameter, bool align_corners) {
   require(image_shape.size() == 4, "image_shape must be (B, C, H, W)");
   const Tensor out = allocate(image_shape, grad.scalar_type(), grad, channels_last);
   check_images(out, spatial(grad));
-  const Options options = options_of(mode, antialias, padding, sigma, align_corners);
+  const Options options = options_of(mode, antialias, padding, parameter, align_corners);
   const Boxes boxes(boxes_tensor, index, image_shape[0]);
   require(grad.size(0) == boxes.size() && grad.size(1) == image_shape[1], "grad must have shape (R, C, h, w)");
   require(grad.scalar_type() != ScalarType::Byte, "grad must be floating-point");

@@ -20,7 +20,7 @@
 
 namespace diffcrop {
 
-enum class Mode { bilinear, bicubic, lanczos3, area, gaussian, nearest };
+enum class Mode { bilinear, bicubic, lanczos3, area, gaussian, nearest, samples, integral };
 
 // A weight with its derivatives by the position and by the width of the filter.
 struct Weight {

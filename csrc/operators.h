@@ -32,16 +32,17 @@ inline void require(bool condition, const char* message) {
   if (!condition) throw std::runtime_error(std::string("diffcrop: ") + message);
 }
 
-inline Options options_of(const std::string& mode, bool antialias, const std::string& padding, double sigma,
+inline Options options_of(const std::string& mode, bool antialias, const std::string& padding, double parameter,
                           bool align_corners) {
-  constexpr std::array modes = {"bilinear", "bicubic", "lanczos3", "area", "gaussian", "nearest"};
-  constexpr std::array paddings = {"border", "zeros", "constant", "reflection", "circular", "renormalize"};
+  constexpr std::array modes = {"bilinear", "bicubic", "lanczos3", "area",
+                                "gaussian", "nearest", "samples",  "integral"};
+  constexpr std::array paddings = {"border", "zeros", "constant", "reflection", "circular", "renormalize", "roi"};
   const auto place = [](const auto& names, const std::string& name) {
     const auto found = std::find(names.begin(), names.end(), name);
     require(found != names.end(), "unknown mode or padding_mode");
     return static_cast<int>(found - names.begin());
   };
-  return {static_cast<Mode>(place(modes, mode)), antialias, static_cast<Padding>(place(paddings, padding)), sigma,
+  return {static_cast<Mode>(place(modes, mode)), antialias, static_cast<Padding>(place(paddings, padding)), parameter,
           align_corners};
 }
 

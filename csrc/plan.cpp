@@ -7,6 +7,8 @@
 #include <numeric>
 #include <variant>
 
+#include "bins.h"
+
 namespace diffcrop {
 namespace {
 
@@ -21,7 +23,7 @@ Filter make_filter(const Options& options) {
     case Mode::area:
       return Area();
     case Mode::gaussian:
-      return Smooth<Gaussian>(options.sigma);
+      return Smooth<Gaussian>(options.parameter);
     default:
       return Polynomial::triangle();
   }
@@ -176,6 +178,25 @@ class Axis {
   Periodic periodic_;
   bool is_periodic_;
 };
+
+// The taps of a bin of RoIAlign.
+void bin_taps(const Samples& samples, double pixels, Folded& out) {
+  out.taps.clear();
+  samples.visit([&](double m, const Weight& left, const Weight& right) {
+    const double first = std::max(m, 0.0), last = std::min(m + 1, pixels - 1);
+    if (out.taps.empty()) out.start = static_cast<int64_t>(first);
+    out.taps.resize(static_cast<size_t>(last - static_cast<double>(out.start)) + 1);
+    if (m >= 0) out.taps[static_cast<size_t>(m) - out.start] += left;
+    if (m + 1 < pixels) out.taps[static_cast<size_t>(m + 1) - out.start] += right;
+  });
+}
+
+void bin_taps(const Integral& integral, double pixels, Folded& out) {
+  out.taps.clear();
+  const double first = std::max(integral.first(), 0.0), last = std::min(integral.last(), pixels - 1);
+  out.start = static_cast<int64_t>(std::min(first, pixels - 1));
+  for (double k = first; k <= last; ++k) out.taps.push_back(integral.at(k));
+}
 
 // How an axis is sampled: positions c_j and their derivatives by hi; the width of the filter and its derivative.
 struct Sampling {
@@ -332,11 +353,23 @@ void plan_axis(AxisPlan<A>& plan, double lo, double hi, int64_t outputs, int64_t
                bool derivatives) {
   static thread_local std::vector<double> center;
   const Sampling sampling = sample(lo, hi, outputs, options.align_corners, center, plan.fraction);
-  const bool widening = options.antialias && options.mode != Mode::nearest && sampling.reduction > 1 + kSlack;
+  const bool bins = options.mode == Mode::samples || options.mode == Mode::integral;
+  const bool widening = bins || (options.antialias && options.mode != Mode::nearest && sampling.reduction > 1 + kSlack);
   const double width = widening ? sampling.reduction : 1;
   plan.width_slope = widening ? sampling.slope : 0;
   Builder<A> builder(plan, outputs, pixels, derivatives, widening);
   Folded folded;
+  if (bins) {
+    const double count = samples_of(hi - lo, width, options.parameter), end = static_cast<double>(pixels);
+    for (const double c : center) {
+      if (options.mode == Mode::samples)
+        bin_taps(Samples(c, width, count, end), end, folded);
+      else
+        bin_taps(Integral(c, width), end, folded);
+      builder.append(folded);
+    }
+    return builder.finish();
+  }
   if (options.mode == Mode::nearest || (options.align_corners && pixels == 1)) {
     for (const double c : center) {
       folded.start = nearest_pixel(c, pixels, options);

@@ -9,13 +9,13 @@
 
 namespace diffcrop {
 
-enum class Padding { border, zeros, constant, reflection, circular, renormalize };
+enum class Padding { border, zeros, constant, reflection, circular, renormalize, roi };
 
 struct Options {
   Mode mode;
   bool antialias;
   Padding padding;
-  double sigma;
+  double parameter;  // of the mode: sigma, or the samples of a bin along an axis (0: as many as it is long)
   bool align_corners;
 };
 

@@ -28,6 +28,7 @@ ARROWS = {
         "_check",
         "_check_crop",
         "_check_normal",
+        "_check_roi",
         "_boxes",
         "_normal",
         "_ops",
@@ -41,8 +42,9 @@ ARROWS = {
     "_check_crop": {"_check", "_filters", "_options", "_context"},
     "_check_normal": {"_check", "_check_crop", "_normal", "_context"},
     "_check_paste": {"_check", "_check_crop", "_context"},
-    "_ops": {"_autograd", "_flops", "_impl", "_normal", "_options", "_context"},
     "_ops_paste": {"_autograd", "_impl.pasting", "_ops", "_options", "_context"},
+    "_check_roi": {"_check", "_check_crop", "_context"},
+    "_ops": {"_autograd", "_bins", "_flops", "_impl", "_normal", "_options", "_context"},
     "_ops_warp": {"_autograd", "_impl", "_ops", "_options", "_pyramid", "_context"},
     "_autograd": {"_context"},
     "_pyramid": {"_options"},
@@ -59,8 +61,9 @@ ARROWS = {
     "_impl.triton.filters": {"_filters"},
     "_impl.triton.resample": {"_impl.triton.config"},
     "_flops": {"_filters", "_normal"},
-    "_axis": {"_filters", "_lattice", "_options"},
+    "_axis": {"_bins", "_filters", "_lattice", "_options"},
     "_lattice": {"_filters", "_context"},
+    "_bins": {"_filters"},
     "_context": set(),
     "nn": {"public"},
     "search": {"public", "search"},
@@ -301,7 +304,7 @@ def test_documented_defaults_are_those_of_the_signature(name, thing):
 def sigma_default():
     from diffcrop._options import Options
 
-    return Options().sigma
+    return Options().parameter
 
 
 def test_sigma_is_one_half_everywhere():
@@ -310,7 +313,7 @@ def test_sigma_is_one_half_everywhere():
 
     assert documented(diffcrop.crop.__doc__)["sigma"].count("default 0.5") == 1
     assert sigma_default() == _filters.DEFAULT_SIGMA == 0.5
-    assert _check_crop.options("gaussian", True, "border", 0.0, None, False).sigma == 0.5
+    assert _check_crop.options("gaussian", True, "border", 0.0, None, False).parameter == 0.5
 
 
 def test_the_least_sigma_is_documented():
@@ -371,8 +374,8 @@ def test_the_internal_defaults_are_the_public_ones():
 
     model = inspect.signature(diffcrop.crop).parameters
     for name, value in Options()._asdict().items():
-        if name == "sigma":
-            assert model[name].default is None
+        if name == "parameter":
+            assert model["sigma"].default is None
         elif name == "fill":
             assert value == (model[name].default,)
         else:

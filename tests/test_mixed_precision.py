@@ -159,6 +159,8 @@ FUNCTIONS = {
     "map_points": lambda b: diffcrop.map_points(POINTS, b, **SIZES),
     "map_points to crop": lambda b: diffcrop.map_points(POINTS, b, to="crop", **SIZES),
     "map_boxes": lambda b: diffcrop.map_boxes(b[:, None] / 200, b, inner_format="cxcywh", **SIZES),
+    "roi_align": lambda b: diffcrop.roi_align(ramp(b), [b[:1], b[1:]], 7, 0.5, 2, True),
+    "roi_align, exact": lambda b: diffcrop.roi_align(ramp(b), [b[:1], b[1:]], 7, mode="exact"),
     "LearnableBox": lambda b: LearnableBox((960, 1000), init=b, inside=True)(),
     "LearnableBox, aspect": lambda _: LearnableBox(1000, init=[1, 2, 401, 202], aspect=2.0, coords="unit")(),
 }

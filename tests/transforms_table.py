@@ -161,6 +161,12 @@ def cases(crops, impl):
     def plain_covered(b):
         return plain(torch.full_like(PICTURE, 1.25), b)[0] - 0.25  # the constant outside is 0.25
 
+    def aligned(b):
+        return diffcrop.roi_align(PICTURE[None], [b.reshape(-1, 4)], SIZE, 1.0, 2, True, impl=impl)
+
+    def plain_aligned(b):
+        return bins(PICTURE, b)[None]
+
     def nearest(i):
         return crop(i, BOX, SIZE, mode="nearest", impl=impl)
 
@@ -262,6 +268,17 @@ def cases(crops, impl):
         ),
         "jacrev(coverage)": (lambda: jacrev(covered)(BOX), lambda: rows(plain_covered, (BOX,), (0,))),
         "jacfwd(coverage)": (lambda: jacfwd(covered)(BOX), lambda: rows(plain_covered, (BOX,), (0,))),
+        "jacrev(roi_align)": (lambda: jacrev(aligned)(BOX), lambda: rows(plain_aligned, (BOX,), (0,))),
+        "jacfwd(roi_align)": (lambda: jacfwd(aligned)(BOX), lambda: rows(plain_aligned, (BOX,), (0,))),
+        "hessian(roi_align)": (
+            lambda: hessian(lambda b: aligned(b).square().sum())(BOX),
+            lambda: slope(lambda b: plain_aligned(b).square().sum(), (BOX,), (0,)),
+        ),
+        "vmap(roi_align)": (lambda: vmap(aligned)(BOXES), lambda: each(plain_aligned, BOXES)),
+        "vmap(grad(roi_align))": (
+            lambda: vmap(grad(lambda b: aligned(b).square().sum()))(BOXES),
+            lambda: each(lambda b: rows(lambda c: plain_aligned(c).square().sum(), (b,), (0,))[0], BOXES),
+        ),
         'jacrev by images, mode="nearest"': (lambda: jacrev(nearest)(PICTURE), lambda: moved(nearest)),
         'jacfwd by images, mode="nearest"': (lambda: jacfwd(nearest)(PICTURE), lambda: moved(nearest)),
         'vmap, mode="nearest"': (lambda: vmap(nearest)(PICTURES), lambda: each(nearest, PICTURES)),
@@ -273,6 +290,26 @@ def cases(crops, impl):
         ),
         "box functions: jacrev, jacfwd, vmap": (box_functions, lambda: box_functions(by_hand=True)),
     }  # fmt: skip
+
+
+def bins(picture, box):
+    """RoIAlign of two samples to a bin, each read where it lies, inside the picture or clamped to it."""
+    channels, height, width = picture.shape
+    lo, hi = box[:2], box[2:]
+    n = torch.tensor([SIZE[1], SIZE[0]])
+    parts = [torch.arange(2 * int(k), dtype=f64) / (2 * int(k)) + 0.25 / int(k) for k in n]
+    x, y = (lo[a] + parts[a] * (hi[a] - lo[a]) - 0.5 for a in (0, 1))
+
+    def taps(p, count):
+        inside = ((p >= -1) & (p <= count)).to(f64)
+        p = p.clamp(0, count - 1)
+        first = p.detach().floor().clamp(max=count - 2)
+        return first.long(), (p - first), inside
+
+    (kx, tx, ix), (ky, ty, iy) = taps(x, width), taps(y, height)
+    rows_ = (1 - ty)[:, None] * picture[:, ky] + ty[:, None] * picture[:, ky + 1]
+    read = ((1 - tx) * rows_[..., kx] + tx * rows_[..., kx + 1]) * iy[:, None] * ix
+    return read.reshape(channels, SIZE[0], 2, SIZE[1], 2).mean((2, 4))
 
 
 def fixed_to(picture):

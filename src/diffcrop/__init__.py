@@ -27,6 +27,7 @@ from ._api import (
     normal_equations,
     normal_equations_of,
     paste,
+    roi_align,
     simd_level,
     theta_to_boxes,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "normal_equations",
     "normal_equations_of",
     "paste",
+    "roi_align",
     "search",
     "simd_level",
     "theta_to_boxes",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._bins import BIN_MODES
+from ._bins import weights as bin_weights
 from ._filters import Filter, Polynomial, get, reach, slack
 from ._lattice import lattice_sum
 from ._options import Options
@@ -49,6 +51,9 @@ def weights(
     center = center[..., slice(*(outputs or (0, n)))]
     if options.align_corners and pixels == 1:
         return (1 + 0 * center)[..., None]  # a gradient of zero, not none
+    if options.mode in BIN_MODES:
+        extent = (hi - lo)[..., None]
+        return bin_weights(options.mode, center, reduction, extent, options.parameter, pixels, band or (0, pixels))
     k = torch.arange(*(band or (0, pixels)), dtype=lo.dtype, device=lo.device)
     if options.mode == "nearest":
         pixel, inside = nearest(center, pixels, options)
@@ -57,7 +62,7 @@ def weights(
     widens = options.antialias & (reduction.detach() > 1 + slack(reduction.dtype))
     width = torch.where(widens, reduction, 1.0)
     center = _bring_near(center, width, pixels, options)
-    kernel = get(options.mode, options.antialias, options.sigma)
+    kernel = get(options.mode, options.antialias, options.parameter)
     taps = _folded(kernel, k, center[..., None], width[..., None], pixels, options)
     if options.padding_mode == "renormalize":
         inside = ((center >= -0.5) & (center <= pixels - 0.5)).detach()[..., None]
@@ -91,7 +96,7 @@ def touched(
     center, reduction = sampling(lo.detach(), hi.detach(), n, options.align_corners)
     center = center[..., slice(*(outputs or (0, n)))]
     width = torch.clamp(reduction, min=1.0) if options.antialias else torch.ones_like(reduction)
-    margin = reach(options.mode, width, options.sigma) + 1
+    margin = reach(options.mode, width, options.parameter) + 1
     first = int(torch.clamp((center - margin).min(), -pixels - 2, 2 * pixels + 1).floor())
     last = int(torch.clamp((center + margin).max(), -pixels - 2, 2 * pixels + 1).ceil())
     if options.padding_mode == "circular" and (first < 0 or last >= pixels):
@@ -136,5 +141,5 @@ def _bring_near(center: Tensor, width: Tensor, pixels: int, options: Options) ->
         period, _ = _period(pixels, options)
         far = center.detach()
         return torch.where(far.abs() > _FAR[far.dtype], center - (far - torch.remainder(far, period)), center)
-    margin = reach(options.mode, width.detach(), options.sigma) + 2
+    margin = reach(options.mode, width.detach(), options.parameter) + 2
     return torch.minimum(torch.maximum(center, -margin), pixels + margin)

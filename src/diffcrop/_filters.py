@@ -261,4 +261,6 @@ def reach(mode: str, width: _Number, sigma: float) -> _Number:
         return 0.5 * (width + 1)
     if mode == "gaussian":
         return GAUSSIAN_CUT * sigma * width
+    if mode in ("samples", "integral"):  # `_bins`
+        return 0.5 * width + 1
     return {"nearest": 0.5, "bilinear": 1.0, "bicubic": 2.0, "lanczos3": 3.0}[mode] * width

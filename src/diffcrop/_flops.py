@@ -98,13 +98,13 @@ _FORMULAS: dict[str, Callable[..., int]] = {
 def _passes(planes: int, image: Sequence[int], size: Sequence[int], mode: str, antialias: bool, *rest: Any) -> int:
     if mode == "nearest":  # only moves
         return 0
-    sigma = rest[2]  # after padding_mode and fill
+    parameter = rest[2]  # after padding_mode and fill
     (height, width), (h, w) = image, size
     rows, columns = (
-        n * _taps(pixels / n if antialias else 1.0, pixels, mode, sigma) for n, pixels in ((h, height), (w, width))
+        n * _taps(pixels / n if antialias else 1.0, pixels, mode, parameter) for n, pixels in ((h, height), (w, width))
     )
     return 2 * planes * min(width * rows + h * columns, height * columns + w * rows)
 
 
-def _taps(reduction: float, pixels: int, mode: str, sigma: float) -> int:
-    return max(1, min(math.ceil(2 * reach(mode, max(reduction, 1.0), sigma)), pixels))
+def _taps(reduction: float, pixels: int, mode: str, parameter: float) -> int:
+    return max(1, min(math.ceil(2 * reach(mode, max(reduction, 1.0), parameter)), pixels))

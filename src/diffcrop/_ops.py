@@ -38,6 +38,7 @@ from ._autograd import (
     readable,
     refuse_older_vmap,
 )
+from ._bins import BIN_MODES
 from ._context import (
     batched,
     in_full_precision,
@@ -48,7 +49,7 @@ from ._context import (
 from ._impl import cpu, reference, triton
 from ._options import Options, result_dtype
 
-_OPTIONS = "str mode, bool antialias, str padding_mode, float[] fill, float sigma, bool align_corners"
+_OPTIONS = "str mode, bool antialias, str padding_mode, float[] fill, float parameter, bool align_corners"
 _SCHEMAS = {
     "crop": "Tensor images, Tensor boxes, Tensor? index, SymInt[] size, bool channels_last",
     "crop_grad_images": "Tensor grad, Tensor boxes, Tensor? index, SymInt[] image_shape, bool channels_last",
@@ -94,7 +95,7 @@ def simd_level() -> str | None:
     return cpu.simd_level()
 
 
-def choose(impl: str | None, images: Tensor, axes: int) -> str:
+def choose(impl: str | None, images: Tensor, axes: int, mode: str = "bilinear") -> str:
     """The implementation that serves: the one named, else the kernels where they can, else the reference."""
     if impl is not None:
         return impl
@@ -103,6 +104,8 @@ def choose(impl: str | None, images: Tensor, axes: int) -> str:
     if axes != 2 or images.device.type not in ("cpu", "cuda"):
         return "reference"
     if images.device.type == "cuda":
+        if mode in BIN_MODES:
+            return "reference"
         if triton.available():
             return "triton"
         warn_of_reference("its GPU kernels cannot run:", triton.reason(), "PyTorch for Linux brings Triton along")

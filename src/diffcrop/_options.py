@@ -12,13 +12,17 @@ WARP_PADDING_MODES = PADDING_MODES[:-1]
 
 
 class Options(NamedTuple):
-    """Everything but tensors and the output size. ``fill`` has one value, or one per channel."""
+    """Everything but tensors and the output size.
+
+    ``fill`` has one value, or one per channel. ``parameter`` belongs to the mode: the Gaussian's sigma, and how many
+    samples RoIAlign takes of a bin along an axis (0: as many as the bin is long).
+    """
 
     mode: str = "bilinear"
     antialias: bool = True
     padding_mode: str = "border"
     fill: tuple[float, ...] = (0.0,)
-    sigma: float = 0.5
+    parameter: float = 0.5
     align_corners: bool = False
 
     def linear(self) -> Options:

@@ -77,7 +77,7 @@ def power(n: float) -> int:
 
 def reach(options: Options) -> float:
     """Half the width of the filter where nothing is reduced; see `_filters.reach`."""
-    return {"gaussian": GAUSSIAN_CUT * options.sigma, "bicubic": 2.0, "lanczos3": 3.0}.get(options.mode, 1.0)
+    return {"gaussian": GAUSSIAN_CUT * options.parameter, "bicubic": 2.0, "lanczos3": 3.0}.get(options.mode, 1.0)
 
 
 def expected_taps(outputs: int, pixels: int, options: Options) -> int:

@@ -54,11 +54,11 @@ def crop(
     antialias: bool,
     padding_mode: str,
     fill: Sequence[float],
-    sigma: float,
+    parameter: float,
     align_corners: bool,
 ) -> Tensor:
     """The crops (R, C, h, w)."""
-    options = Options(mode, antialias, padding_mode, tuple(fill), sigma, align_corners)
+    options = Options(mode, antialias, padding_mode, tuple(fill), parameter, align_corners)
     rows, channels = boxes.shape[0], images.shape[1]
     out = _empty((rows, channels, *size), result_dtype(images.dtype, mode), images.device, channels_last)
     if out.numel() == 0:
@@ -120,11 +120,11 @@ def crop_grad_images(
     antialias: bool,
     padding_mode: str,
     fill: Sequence[float],  # noqa: ARG001
-    sigma: float,
+    parameter: float,
     align_corners: bool,
 ) -> Tensor:
     """``W_y^T grad W_x``, summed over the boxes of each image."""
-    options = Options(mode, antialias, padding_mode, (0.0,), sigma, align_corners)
+    options = Options(mode, antialias, padding_mode, (0.0,), parameter, align_corners)
     (count, channels, in_y, in_x), (out_y, out_x), rows = image_shape, grad.shape[2:], grad.shape[0]
     listed = padding_mode in _PERIODIC
     if rows == 0 or count == 0 or channels == 0:
@@ -177,11 +177,11 @@ def crop_grad_boxes(
     antialias: bool,
     padding_mode: str,
     fill: Sequence[float],
-    sigma: float,
+    parameter: float,
     align_corners: bool,
 ) -> Tensor:
     """``<grad, d crop / d box>`` (R, 4)."""
-    options = _differentiable(Options(mode, antialias, padding_mode, tuple(fill), sigma, align_corners))
+    options = _differentiable(Options(mode, antialias, padding_mode, tuple(fill), parameter, align_corners))
     out = torch.empty(boxes.shape, dtype=boxes.dtype, device=boxes.device)
     if out.numel() == 0:
         return out
@@ -217,11 +217,11 @@ def crop_jacobian(
     antialias: bool,
     padding_mode: str,
     fill: Sequence[float],
-    sigma: float,
+    parameter: float,
     align_corners: bool,
 ) -> Tensor:
     """``d crop / d box`` (R, C, h, w, 4)."""
-    options = _differentiable(Options(mode, antialias, padding_mode, tuple(fill), sigma, align_corners))
+    options = _differentiable(Options(mode, antialias, padding_mode, tuple(fill), parameter, align_corners))
     rows, channels = boxes.shape[0], images.shape[1]
     out = images.new_empty((rows, channels, *size, 4), dtype=result_dtype(images.dtype, mode))
     if out.numel() == 0:
@@ -430,7 +430,7 @@ def _values(options: Options) -> tuple[float, ...]:
 
 def _scale(options: Options) -> int:
     """The bits of the Gaussian's width: a float would arrive in single precision."""
-    return struct.unpack("<q", struct.pack("<d", options.sigma if options.mode == "gaussian" else 1.0))[0]
+    return struct.unpack("<q", struct.pack("<d", options.parameter if options.mode == "gaussian" else 1.0))[0]
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device, channels_last: bool) -> Tensor:

@@ -1,0 +1,130 @@
+"""`roi_align`: many boxes of feature maps at once, as detection heads read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffcrop import _boxes, _check, _check_crop, _check_roi, _ops
+from diffcrop._context import full_precision, plain
+from diffcrop._options import Options
+
+
+def roi_align(
+    input: Tensor,  # noqa: A002  (torchvision's name)
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | Sequence[int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+    *,
+    mode: str = "sample",
+    impl: str | None = None,
+) -> Tensor:
+    r"""RoIAlign with torchvision's arguments and values, differentiable in the input and in the boxes, to every order.
+
+    Each box is cut into h x w bins, and each bin is the mean of samples of the bilinear surface through the pixels.
+    Along an axis, with (lo, hi) the box's two numbers times ``spatial_scale``, n bins and N pixels, g samples lie in
+    each bin, at
+
+        p_ji = lo + (j + (i + 1/2) / g) s - 1/2,   s = (hi - lo) / n        (pixel k at k)
+
+    with ``aligned=True``. A sample in [-1, 0] reads pixel 0, one in [N-1, N] pixel N-1, and one beyond counts as 0.
+
+    >>> import torch, diffcrop
+    >>> features = torch.arange(36.0).reshape(1, 1, 6, 6)
+    >>> boxes = torch.tensor([[0, 1.0, 1.0, 5.0, 3.0]], requires_grad=True)  # index, x0, y0, x1, y1
+    >>> diffcrop.roi_align(features, boxes, (1, 2), sampling_ratio=2, aligned=True)
+    tensor([[[[10.5000, 12.5000]]]], grad_fn=<_DualCropBackward>)
+    >>> diffcrop.roi_align(features, boxes, (1, 2), aligned=True).sum().backward()
+    >>> boxes.grad  # x grows by 1 a pixel, y by 6, and there are two bins
+    tensor([[0., 1., 6., 1., 6.]])
+
+    Args:
+        input: (B, C, H, W), any dtype of `diffcrop.crop`; or volumes (B, C, D, H, W).
+        boxes: (K, 5), rows (index, x0, y0, x1, y1) with the index of an image, 0..B-1; or a list of B tensors
+            (K_b, 4), as in torchvision. For volumes (K, 7), rows (index, x0, y0, z0, x1, y1, z1), or a list of
+            (K_b, 6). In pixels of the image that ``spatial_scale`` refers to, of any dtype (below float32 they are
+            promoted). An index out of range is an error; where looking at it would cost a synchronisation (on a GPU,
+            under `torch.compile` or a transform) it makes a NaN box instead. A box that is not finite gives NaN and a
+            NaN gradient for itself alone, and adds nothing to the gradient of ``input``.
+        output_size: (h, w) of the result, (d, h, w) for volumes, or one int for all.
+        spatial_scale: what box coordinates are multiplied with, such as 1 / 16 for features of stride 16.
+        sampling_ratio: g, along each axis. 0 and less (the default: ``-1``): as many as the bin is long, ceil(s) for
+            each box and axis; then an empty or mirrored axis (hi <= lo) has no samples and gives 0.
+        aligned: the shift by half a pixel that makes boxes mean the same as in `diffcrop.crop`. Without it (the
+            original convention) p_ji is larger by 1/2, and sides are at least 1 long: hi becomes lo + 1 where hi is
+            less, so that hi has no gradient there.
+        mode: ``"sample"``, or ``"exact"`` for the mean over the whole bin of the bilinear surface (Precise RoI
+            Pooling). The surface is then continued by zeros outside of the image, and boxes are of any size: mirrored
+            ones give mirrored results, an empty bin is one point, and nothing jumps.
+        impl: ``None`` chooses. ``"cpu"``: compiled kernels, for images. ``"reference"``: plain PyTorch, any device.
+
+    Returns:
+        (K, C, h, w) in the input's dtype (float32 for integers), in the order of the boxes. Sums are kept in float32
+        (float64 for float64), positions in float64.
+
+    The gradient by the boxes is that of this formula: linear between the pixels, the right-hand one where a sample lies
+    on a pixel. Where a sample crosses -1 or N, or the number of samples changes, the result jumps, and the
+    gradient is that of either side: it knows nothing of the jump. With ``mode="exact"`` the gradient is continuous, but
+    where a bin is a point. The column of indices has a gradient of 0.
+
+    Raises:
+        TypeError: an argument of the wrong kind or dtype.
+        ValueError: shapes, devices, indices or options that do not fit, with what would be right.
+
+    He et al. 2017, "Mask R-CNN"; `torchvision.ops.roi_align`, which has no gradient by the boxes. Jiang et al. 2018,
+    "Acquisition of localization confidence for accurate object detection" for ``"exact"``.
+
+    """
+    axes = _check_roi.image(input)
+    count = input.shape[0]
+    _check_roi.boxes(boxes, axes, count)
+    size = _check.size(output_size, axes, "output_size")
+    scale = _check_roi.spatial_scale(spatial_scale)
+    ratio = _check_roi.sampling_ratio(sampling_ratio)
+    _check_roi.aligned(aligned)
+    _check_roi.mode(mode, ratio)
+    if impl is not None:
+        _check_roi.impl(impl, input, axes, _ops.implementations())
+    corners, index = _rows(boxes, axes, count, input.device)
+    _check_crop.same_device(input, corners, index)
+
+    options = _OPTIONS[mode]._replace(parameter=float(ratio)) if ratio else _OPTIONS[mode]
+    with full_precision(corners):
+        corners = _pixel(corners, axes, scale, aligned, mode)
+    return _ops.crop(input, corners, index, size, options, _ops.choose(impl, input, axes, options.mode))
+
+
+_OPTIONS = {
+    "sample": Options(mode="samples", padding_mode="roi", parameter=0.0),
+    "exact": Options(mode="integral", padding_mode="zeros", parameter=0.0),
+}
+
+
+def _rows(boxes: Any, axes: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Corners (K, 2A) and the image of each, which is no image's where it is not known to be one."""
+    if isinstance(boxes, (list, tuple)):
+        if not boxes:
+            return torch.zeros(0, 2 * axes, device=device), torch.zeros(0, dtype=torch.int64, device=device)
+        owners = [torch.full((len(t),), b, dtype=torch.int64, device=t.device) for b, t in enumerate(boxes)]
+        return torch.cat([plain(t) for t in boxes]), torch.cat(owners)
+    boxes = plain(boxes)
+    column = boxes[:, 0].detach()
+    _check_roi.indices(column, count)
+    known = (column >= 0) & (column < count)  # not of NaN
+    return boxes[:, 1:], torch.where(known, column, -1).to(torch.int64)
+
+
+def _pixel(corners: Tensor, axes: int, scale: float, aligned: bool, mode: str) -> Tensor:
+    """Boxes in pixel corners of the input, as the operators take them."""
+    corners = _boxes.widen(_boxes.promote(corners)) * scale
+    if aligned:
+        return corners
+    if mode == "sample":
+        lo, hi = corners[:, :axes], corners[:, axes:]
+        corners = torch.cat([lo, torch.where((hi - lo).detach() > 1, hi, lo + 1)], 1)
+    return corners + 0.5

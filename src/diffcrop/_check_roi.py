@@ -1,0 +1,133 @@
+"""The errors of RoIAlign, one function per argument; what it shares with a crop is in `_check` and `_check_crop`."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+from torch import Tensor
+
+from . import _check, _check_crop
+from ._context import is_sharded
+
+MODES = ("sample", "exact")
+_MODE_HINTS = {
+    **dict.fromkeys(("samples", "average", "avg", "roi_align", "roialign", "bilinear"), "sample"),
+    **dict.fromkeys(("integral", "precise", "prroi", "prroi_pool"), "exact"),
+}
+_COLUMNS = {2: "x0, y0, x1, y1", 3: "x0, y0, z0, x1, y1, z1"}
+
+
+def image(value: Any) -> int:
+    """A batch of images or volumes. Returns how many axes they have."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"input must be a tensor of shape (B, C, H, W), or (B, C, D, H, W) for volumes, "
+            f"got {_check.describe(value)}; stack feature maps of one size with torch.stack"
+        )
+    if value.ndim not in (4, 5):
+        hint = "; a single image is a batch of one: input[None]" if value.ndim == 3 else ""
+        raise ValueError(
+            f"input must have shape (B, C, H, W), or (B, C, D, H, W) for volumes, got {_check.describe(value)}{hint}"
+        )
+    axes = value.ndim - 2
+    _check_crop.image(value, axes, "input")
+    if is_sharded(value):
+        raise TypeError("roi_align takes plain tensors, got a DTensor of input; pass input.to_local()")
+    return axes
+
+
+def boxes(value: Any, axes: int, count: int) -> None:
+    """A tensor (K, 2A + 1), or a list with a tensor (K_b, 2A) for each of ``count`` images."""
+    width = 2 * axes
+    rows = f"(K, {width + 1}) with rows (index, {_COLUMNS[axes]})"
+    if isinstance(value, (list, tuple)):
+        # In its own words for lists of boxes; but an empty list of an empty batch is no error.
+        if value or count:
+            _check_crop.box_list(value)
+        for i, each in enumerate(value):
+            _check.boxes(each, axes, f"boxes[{i}]")
+            if is_sharded(each):
+                raise TypeError(f"roi_align takes plain tensors, got a DTensor of boxes[{i}]; pass its to_local()")
+        if len(value) != count:
+            raise ValueError(f"a list of boxes must have one tensor per image, got {len(value)} for {count} images")
+        return
+    if isinstance(value, Tensor):
+        _check.real_tensor(value, "boxes")
+    else:
+        raise TypeError(
+            f"boxes must be a tensor {rows}, or a list of one tensor (K, {width}) per image, "
+            f"got {_check.describe(value)}"
+        )
+    if is_sharded(value):
+        raise TypeError("roi_align takes plain tensors, got a DTensor of boxes; pass boxes.to_local()")
+    if value.ndim != 2 or value.shape[1] != width + 1:
+        hint = ""
+        if value.ndim == 2 and value.shape[1] == width:
+            hint = "; without the column of indices pass a list, one tensor for each image"
+        raise ValueError(
+            f"boxes must have shape {rows}, or be a list of one tensor (K, {width}) per image, "
+            f"got {_check.describe(value)}{hint}"
+        )
+
+
+def indices(column: Tensor, count: int) -> None:
+    """The first column of boxes: whole numbers 0..B-1. Looks at the values, where that costs nothing."""
+    if column.numel() == 0 or not _check.may_look(column):
+        return
+    column = column.detach()
+    wrong = ~((column >= 0) & (column < count)) | (column % 1 != 0)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        values = f"0..{count - 1}" if count else "which an empty batch has none of"
+        raise ValueError(
+            f"boxes[:, 0] must name images, whole numbers in {values}, got {column[row].item():g} in row {row} "
+            f"({int(wrong.sum())} of {len(column)} rows)"
+        )
+
+
+def spatial_scale(value: Any) -> float:
+    """A factor above 0."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(
+            f"spatial_scale must be a number, the features' side over the image's (such as 1 / 16), "
+            f"got {_check.describe(value)}"
+        )
+    if not 0 < float(value) < math.inf:
+        raise ValueError(f"spatial_scale must be finite and more than 0, got {value!r}")
+    return float(value)
+
+
+def sampling_ratio(value: Any) -> int:
+    """An int; 0 and less stand for a number that follows the box. Returns 0 for these."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(
+            f"sampling_ratio must be an int: samples of a bin along each axis, or -1 for a number that follows the "
+            f"box, got {_check.describe(value)}"
+        )
+    return max(int(value), 0)
+
+
+def aligned(value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"aligned must be True or False, got {_check.describe(value)}")
+    return value
+
+
+def mode(value: Any, ratio: int) -> None:
+    """Samples, or the integral, which takes none."""
+    _check.choice(value, "mode", MODES, _MODE_HINTS)
+    if value == "exact" and ratio > 0:
+        raise ValueError(
+            f"sampling_ratio belongs to mode='sample', got sampling_ratio={ratio} with mode='exact', which averages "
+            "the whole bin; leave it out"
+        )
+
+
+def impl(value: Any, images: Tensor, axes: int, implementations: dict[str, str | None]) -> None:
+    """An explicit implementation must be there and able to serve; Triton's kernels do not know these filters."""
+    if value == "triton":
+        raise ValueError("impl='triton' does not serve roi_align; leave impl=None, or use impl='reference'")
+    _check_crop.impl(value, images, axes, implementations, False)
