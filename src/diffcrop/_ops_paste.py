@@ -126,7 +126,7 @@ def _forward(
 
 
 def _kernel_options(options: Options) -> tuple[str, bool, float]:
-    return options.mode, options.antialias, options.sigma
+    return options.mode, options.antialias, options.parameter
 
 
 class _Paste(Function):

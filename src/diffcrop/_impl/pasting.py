@@ -139,7 +139,7 @@ def touched(lo: float, hi: float, n: int, pixels: int, options: Options) -> tupl
     """The canvas pixels outside of which a patch has no weight."""
     scale = (hi - lo) / n
     width = max(1 / abs(scale), 1.0) if options.antialias else 1.0
-    margin = abs(scale) * (reach(options.mode, width, options.sigma) - 0.5) + 1.5
+    margin = abs(scale) * (reach(options.mode, width, options.parameter) - 0.5) + 1.5
     first = min(max(min(lo, hi) - margin, 0.0), float(pixels))
     last = min(max(max(lo, hi) + margin, first), float(pixels))
     return math.floor(first), math.ceil(last)
