@@ -25,6 +25,7 @@ ARROWS = {
     "__init__": {"_api", "compat", "nn", "search"},
     "_api": {
         "_api",
+        "_bounding",
         "_check",
         "_check_crop",
         "_check_normal",
@@ -73,7 +74,7 @@ ARROWS = {
     # Written by the build: what it found.
     "_build_info": set(),
 }
-LEAVES = {"_boxes", "_context", "_filters", "_normal", "_options", "_impl", "_impl.cpu"}
+LEAVES = {"_bounding", "_boxes", "_context", "_filters", "_normal", "_options", "_impl", "_impl.cpu"}
 # Only these may know torch's operators, and only this one the compiled library.
 FACES = {"_ops", "_ops_paste", "_ops_warp", "_flops", "_impl.cpu", "_sharding"}
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffcrop import _boxes, _check, _check_crop, _ops, _sharding
+from diffcrop import _bounding, _boxes, _check, _check_crop, _ops, _sharding
 from diffcrop._context import is_sharded, plain
 from diffcrop._options import Options
 
@@ -25,6 +25,7 @@ class _Call(NamedTuple):
     size: tuple[int, ...]
     options: Options
     impl: str
+    box_format: str
 
 
 class CropWithJacobian(NamedTuple):
@@ -223,8 +224,9 @@ def _by_box(call: _Call, convention: dict[str, Any]) -> Tensor | None:
 
     Pixel corners are an affine function of the box: this is that function's linear part.
     """
-    if (convention["box_format"], convention["coords"]) == ("xyxy", "pixel"):
+    if (call.box_format, convention["coords"]) == ("xyxy", "pixel"):
         return None
+    convention = convention | {"box_format": call.box_format}  # boxes may have told it themselves
     unit = _boxes.widen(torch.eye(call.boxes.shape[-1], dtype=torch.float32, device=call.boxes.device))
     shape = call.images.shape[2:]
     return _boxes.to_pixel(unit, shape, **convention) - _boxes.to_pixel(torch.zeros_like(unit[0]), shape, **convention)
@@ -268,8 +270,10 @@ def coverage(
     tensor([[0., 0., 1., 1.]])
 
     """
+    boxes, box_format, canvases = _bounding.read(boxes, box_format, coords)
     axes = _check.boxes(boxes)
     shape = _check.size(image_size, axes, "image_size")
+    _bounding.fits(canvases, [shape], "image_size")
     _check_crop.differentiable(boxes, mode)
     dtype = _boxes.promoted_dtype(boxes.dtype)
     ones = torch.ones((), dtype=dtype, device=boxes.device).expand(1, *shape)
@@ -308,11 +312,16 @@ def _prepare(
     impl: Any,
 ) -> _Call:
     """Check everything, then bring images to (B, C, *spatial) and boxes to (R, 2A) in pixel corners."""
+    canvases = ()
     if type(boxes) is not Tensor or boxes.is_nested:
-        boxes = ragged.parts(boxes)
+        boxes, box_format, canvases = _bounding.read(ragged.parts(boxes), box_format, coords)
+    if type(images) is not Tensor:
+        images = _bounding.bare(images)
     listed = isinstance(boxes, (list, tuple))
     axes = _check_crop.box_list(boxes) if listed else _check.boxes(boxes)
     _check_crop.image(images, axes)
+    if canvases:
+        _bounding.fits(canvases, [images.shape[-axes:]])
     _check_crop.shards(images, boxes, batch_index, axes)
     batch = images.shape[0] if images.ndim == axes + 2 else None
     size = _check.size(size, axes)
@@ -358,15 +367,20 @@ def _prepare(
     if index is not None:
         index = plain(index).to(torch.int64)
     images = images if batch is not None else images.unsqueeze(0)
-    return _Call(images, boxes, index, leading, size, options, _ops.choose(impl, images, axes))
+    return _Call(images, boxes, index, leading, size, options, _ops.choose(impl, images, axes), box_format)
 
 
 def _over_images(function: Any, images: Any, boxes: Any, size: Any, batch_index: Any, options: dict[str, Any]) -> Any:
     """A function of an image and its boxes, for images of different sizes."""
-    boxes = ragged.parts(boxes)
+    boxes, options["box_format"], canvases = _bounding.read(
+        ragged.parts(boxes), options["box_format"], options["coords"]
+    )
+    images = [_bounding.bare(image) for image in ragged.parts(images)]
     listed = isinstance(boxes, (list, tuple))
     axes = _check_crop.box_list(boxes) if listed else _check.boxes(boxes)
     _check_crop.shards(images, boxes, batch_index, axes)
+    if canvases:
+        _bounding.fits(canvases, [image.shape[-axes:] for image in _check_crop.image_list(images, axes)])
     for mine in boxes if listed else [boxes]:
         _check_crop.differentiable(mine, options["mode"])
     return ragged.over_images(

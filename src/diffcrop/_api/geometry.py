@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffcrop import _boxes, _check
+from diffcrop import _bounding, _boxes, _check
 from diffcrop._context import plain
 
 
@@ -76,6 +77,7 @@ def convert_boxes(
     tensor([  0.,   0., 100.,  80.])
 
     """
+    boxes, from_format, image_size = _untagged(boxes, from_format, from_coords, image_size, "from_format")
     axes = _check.boxes(boxes)
     _check.box_format(from_format, "from_format")
     _check.box_format(to_format, "to_format")
@@ -136,6 +138,7 @@ def boxes_to_theta(
             [0.0000, 1.0000, 0.0000]])
 
     """
+    boxes, box_format, image_size = _untagged(boxes, box_format, coords, image_size)
     axes = _check.boxes(boxes)
     _check.box_format(box_format)
     _check.coords(coords)
@@ -245,6 +248,7 @@ def invert_boxes(
     tensor([-0.5000, -0.5000,  1.5000,  1.5000])
 
     """
+    boxes, box_format, image_size = _untagged(boxes, box_format, coords, image_size)
     axes = _check.boxes(boxes)
     _check.box_format(box_format)
     _check.coords(coords)
@@ -312,6 +316,7 @@ def map_points(
     True
 
     """
+    boxes, box_format, image_size = _untagged(boxes, box_format, coords, image_size)
     axes = _check.boxes(boxes)
     _check.points(points, boxes, axes)
     lattice, corners = _lattice_arguments(boxes, axes, size, to, image_size, box_format, coords, align_corners)
@@ -364,7 +369,11 @@ def map_boxes(
     tensor([[20., 30., 30., 60.]])
 
     """
+    boxes, box_format, image_size = _untagged(boxes, box_format, coords, image_size)
     axes = _check.boxes(boxes)
+    if _bounding.is_bounding(inner):
+        canvas = size if to == "image" else image_size
+        inner, inner_format, _ = _untagged(inner, inner_format, "pixel", canvas, "inner_format", "inner")
     _check.inner(inner, boxes, axes)
     _check.box_format(inner_format, "inner_format")
     lattice, corners = _lattice_arguments(boxes, axes, size, to, image_size, box_format, coords, align_corners)
@@ -372,6 +381,20 @@ def map_boxes(
         _reformat(_boxes.widen(inner), inner_format, "xyxy"), corners, lattice, to=to, align_corners=align_corners
     )
     return _reformat(moved, "xyxy", inner_format).to(_common_dtype(inner, boxes))
+
+
+def _untagged(
+    boxes: Any, box_format: Any, coords: Any, image_size: Any, argument: str = "box_format", name: str = "boxes"
+) -> tuple[Any, Any, Any]:
+    """Boxes without a tag, and what it says: their format, and the size of the image where the caller does not."""
+    if not _bounding.is_bounding(boxes):
+        return boxes, box_format, image_size
+    boxes, box_format, (canvas,) = _bounding.read(boxes, box_format, coords, name, argument)
+    if image_size is None:
+        return boxes, box_format, canvas
+    shape = _check.size(image_size, 2, "image_size")
+    _bounding.fits((canvas,), [shape], "image_size" if name == "boxes" else "pixels", name)
+    return boxes, box_format, image_size
 
 
 def _image_shape(

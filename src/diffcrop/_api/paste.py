@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffcrop import _boxes, _check, _check_crop, _check_paste, _ops, _ops_paste
+from diffcrop import _bounding, _boxes, _check, _check_crop, _check_paste, _ops, _ops_paste
 from diffcrop._context import full_precision, plain
 from diffcrop._options import result_dtype
 
@@ -173,12 +173,18 @@ def _paste(
     align_corners: Any,
     impl: Any,
 ) -> Any:
+    canvases = ()
+    if type(boxes) is not Tensor:
+        boxes, box_format, canvases = _bounding.read(boxes, box_format, coords)
+    patches, canvas, alpha = _bounding.bare(patches), _bounding.bare(canvas), _bounding.bare(alpha)
     listed = isinstance(boxes, (list, tuple))
     axes = _check_crop.box_list(boxes) if listed else _check.boxes(boxes)
     patches = _check_paste.patches(patches, axes)
     if canvas is not None:
         _check_paste.canvas(canvas, patches, axes)
     spatial = _check_paste.size(size, axes, canvas)
+    if canvases:
+        _bounding.fits(canvases, [spatial], "canvases")
     _check.box_format(box_format)
     _check.coords(coords)
     options = _check_crop.options(mode, antialias, "zeros", 0.0, sigma, align_corners)
@@ -301,10 +307,12 @@ def _paste_list(
     **options: Any,
 ) -> Any:
     """Canvases of different sizes: one call for each, with its patches in their order."""
+    boxes, options["box_format"], canvases = _bounding.read(boxes, options["box_format"], options["coords"])
     listed = isinstance(boxes, (list, tuple))
     axes = _check_crop.box_list(boxes) if listed else _check.boxes(boxes)
     patches = _check_paste.patches(patches, axes)
     onto = _check_paste.canvas_list(canvas, axes)
+    _bounding.fits(canvases, [one.shape[-axes:] for one in onto], "canvases")
     count = len(onto)
     if size is not None:
         raise ValueError(f"size must be left out with a list of canvases, got {_check.describe(size)}")

@@ -1,0 +1,116 @@
+"""Boxes that know their format and the size of their image, as `torchvision.tv_tensors.BoundingBoxes`, told by that.
+
+torchvision is not imported: a tensor of a class of its own with the attributes ``format`` and ``canvas_size`` is one of
+them. What comes out are plain tensors on the same graph, so the classes' own rules never meet those of other tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+UPRIGHT = {"XYXY": "xyxy", "XYWH": "xywh", "CXCYWH": "cxcywh"}
+# Rotated formats, and the function that takes what they are.
+ROTATED = {"XYWHR": "crop_rotated", "CXCYWHR": "crop_rotated", "XYXYXYXY": "crop_quad"}
+
+
+class Read(NamedTuple):
+    """Boxes without their tag, the format to read them in, and the (H, W) that each tensor of them was made for."""
+
+    boxes: Any
+    box_format: Any
+    canvases: tuple[tuple[int, int] | None, ...] = ()
+
+
+def is_bounding(value: Any) -> bool:
+    """Whether a tensor says its own format and canvas."""
+    if type(value) in (Tensor, torch.nn.Parameter) or not isinstance(value, Tensor):
+        return False
+    return hasattr(value, "canvas_size") and hasattr(value, "format")
+
+
+def bare(value: Any) -> Any:
+    """A tensor of torchvision's classes as a plain one; anything else as it is."""
+    if type(value) in (Tensor, torch.nn.Parameter) or not isinstance(value, Tensor):
+        return value
+    if not any(base.__module__.startswith("torchvision.tv_tensors") for base in type(value).__mro__):
+        return value
+    return value.as_subclass(Tensor)
+
+
+def read(boxes: Any, box_format: Any, coords: Any, name: str = "boxes", argument: str = "box_format") -> Read:
+    """Boxes, or a list of them, and the format that they are in: their own where they have one.
+
+    ``box_format`` is the caller's: its default, "xyxy", gives way to a tag, any other must be the same.
+    """
+    if isinstance(boxes, (list, tuple)):
+        if not any(map(is_bounding, boxes)):
+            return Read(boxes, box_format)
+        each = [read(t, box_format, coords, f"{name}[{i}]", argument) for i, t in enumerate(boxes)]
+        formats = [one.box_format for one in each]
+        for i, other in enumerate(formats):
+            if other != formats[0]:
+                raise ValueError(
+                    f"the boxes of a list must agree in format, got {other!r} for {name}[{i}] and {formats[0]!r} for "
+                    f"{name}[0]; convert them first"
+                )
+        canvases = tuple(one.canvases[0] if one.canvases else None for one in each)
+        return Read([one.boxes for one in each], formats[0], canvases)
+    if not is_bounding(boxes):
+        return Read(boxes, box_format)
+    return _read(boxes, box_format, coords, name, argument)
+
+
+def _read(boxes: Any, box_format: Any, coords: Any, name: str, argument: str) -> Read:
+    tag = format_of(boxes, name)
+    if tag in ROTATED:
+        raise ValueError(f"{name} of format {tag} are no upright boxes; use diffcrop.{ROTATED[tag]}")
+    own = UPRIGHT[tag]
+    if box_format not in ("xyxy", own):
+        raise ValueError(f"{name} say that they are {own!r} themselves, got {argument}={box_format!r}; leave it out")
+    if coords != "pixel":
+        raise ValueError(
+            f"{name} of the class {type(boxes).__name__} are in pixels of their canvas, got coords={coords!r}; leave "
+            f"it out, or pass {name}.as_subclass(torch.Tensor)"
+        )
+    return Read(boxes.as_subclass(Tensor), own, (canvas_of(boxes, name),))
+
+
+def format_of(boxes: Any, name: str = "boxes") -> str:
+    """The name of the format, which is a member of an enumeration."""
+    tag = getattr(boxes.format, "value", boxes.format)
+    known = (*UPRIGHT, *ROTATED)
+    if not isinstance(tag, str) or tag.upper() not in known:
+        raise ValueError(f"{name}.format must be one of {', '.join(known)}, got {boxes.format!r}")
+    return tag.upper()
+
+
+def canvas_of(boxes: Any, name: str = "boxes") -> tuple[int, int]:
+    """(H, W) of the image that the boxes were made for."""
+    canvas = boxes.canvas_size
+    if not isinstance(canvas, (tuple, list)) or len(canvas) != 2:
+        raise ValueError(f"{name}.canvas_size must be (H, W), got {canvas!r}")
+    return canvas[0], canvas[1]
+
+
+def fits(
+    canvases: Sequence[tuple[int, int] | None],
+    sizes: Sequence[Sequence[int]],
+    what: str = "images",
+    name: str = "boxes",
+) -> None:
+    """Every canvas is of its image's size: one for all, or one for each."""
+    each = len(canvases) > 1
+    for i, canvas in enumerate(canvases):
+        for j, shape in enumerate(sizes):
+            if canvas is None or tuple(shape) == tuple(canvas) or (each and len(sizes) > 1 and i != j):
+                continue
+            mine, theirs = (f"{name}[{i}]" if each else name), (f"{what}[{j}]" if len(sizes) > 1 else what)
+            raise ValueError(
+                f"{mine} were made for a canvas of {tuple(canvas)}, got {theirs} of {tuple(shape)}; resize boxes along "
+                "with their image (torchvision.transforms.v2.functional.resize takes both), or set "
+                f"{mine}.canvas_size if they are right as they are"
+            )

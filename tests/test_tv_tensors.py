@@ -1,0 +1,203 @@
+"""Boxes that know their format and canvas, as torchvision's do; torchvision itself is not needed."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+import diffcrop
+from diffcrop import convert_boxes, coverage, crop, crop_with_jacobian, normal_equations, paste, roi_align
+from tv_tensors import BoundingBoxes, Image
+
+f64 = torch.float64
+H, W = 8, 11
+SIZE = (4, 3)
+FORMATS = ["XYXY", "XYWH", "CXCYWH"]
+
+
+@pytest.fixture
+def corners(generator):
+    """Pixel corners (3, 4), some outside of the image."""
+    lo = torch.rand(3, 2, generator=generator, dtype=f64) * 5 - 1
+    return torch.cat([lo, lo + 2 + torch.rand(3, 2, generator=generator, dtype=f64) * 5], 1)
+
+
+@pytest.fixture
+def image(generator):
+    return torch.rand(2, H, W, generator=generator, dtype=f64)
+
+
+def bounding(corners, form, canvas=(H, W)):
+    """Boxes of a format, leaves of a graph, and those leaves."""
+    leaf = convert_boxes(corners, to_format=form.lower()).clone().requires_grad_()
+    return BoundingBoxes(leaf, format=form, canvas_size=canvas), leaf
+
+
+def test_the_stand_in_does_what_torchvision_does(corners):
+    """Tags survive a clone and nothing else, classes do not mix, and torchvision is not imported."""
+    assert "torchvision" not in sys.modules
+    boxes, _ = bounding(corners, "XYWH")
+    assert type(boxes) is BoundingBoxes
+    assert boxes.clone().canvas_size == (H, W)
+    assert type(boxes + 1) is type(boxes[0]) is torch.Tensor
+    with pytest.raises(TypeError):
+        torch.add(boxes, torch.zeros(3, 4).as_subclass(Image))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("tagged", [False, True], ids=["plain image", "tv image"])
+@pytest.mark.parametrize("layout", ["K", "B", "index", "lists", "list of boxes", "ragged B"])
+def test_crop(impl, form, tagged, layout, corners, image, generator):
+    """The format is theirs, and the gradient arrives in it."""
+    tag = Image if tagged else torch.Tensor
+    batch = torch.rand(3, 2, H, W, generator=generator, dtype=f64)
+    pixels = (image if layout == "K" else batch).clone().requires_grad_()
+    plain = convert_boxes(corners, to_format=form.lower()).clone().requires_grad_()
+    boxes, leaf = bounding(corners, form)
+    options = {"impl": impl, "mode": "bicubic"}
+    index = torch.tensor([2, 0, 0]) if layout == "index" else None
+    given, theirs, source, wrapped = boxes, plain, pixels, pixels.as_subclass(tag)
+    if layout.startswith(("lists", "ragged")):
+        source, wrapped = list(pixels), [i.as_subclass(tag) for i in pixels]
+    if "list" in layout:
+        given = [BoundingBoxes(leaf[i : i + 1], format=form, canvas_size=(H, W)) for i in range(3)]
+        theirs = [plain[i : i + 1] for i in range(3)]
+    found = crop(wrapped, given, SIZE, batch_index=index, **options)
+    assert type(found) is torch.Tensor
+    expected = crop(source, theirs, SIZE, batch_index=index, box_format=form.lower(), **options)
+    assert torch.equal(found, expected)
+    weight = torch.rand(found.shape, generator=generator, dtype=f64)
+    mine = torch.autograd.grad((found * weight).sum(), (leaf, pixels))
+    other = torch.autograd.grad((expected * weight).sum(), (plain, pixels))
+    for one, two in zip(mine, other, strict=True):
+        torch.testing.assert_close(one.as_subclass(torch.Tensor), two, rtol=0, atol=1e-13)
+    assert (mine[0] != 0).all()
+
+
+def test_tagged_leaves_get_their_gradient(impl, corners, image):
+    """Boxes and an image that are leaves themselves."""
+    boxes = BoundingBoxes(corners.clone(), format="XYXY", canvas_size=(H, W)).requires_grad_()
+    tagged = image.clone().as_subclass(Image).requires_grad_()
+    crop(tagged, boxes, SIZE, impl=impl).square().sum().backward()
+    plain, pixels = corners.clone().requires_grad_(), image.clone().requires_grad_()
+    crop(pixels, plain, SIZE, impl=impl).square().sum().backward()
+    assert torch.equal(boxes.grad.as_subclass(torch.Tensor), plain.grad)
+    assert torch.equal(tagged.grad.as_subclass(torch.Tensor), pixels.grad)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_jacobians_are_by_the_numbers_of_the_format(impl, form, corners, image):
+    boxes, leaf = bounding(corners, form)
+    found = crop_with_jacobian(image.as_subclass(Image), boxes, SIZE, impl=impl)
+    expected = crop_with_jacobian(image, leaf, SIZE, box_format=form.lower(), impl=impl)
+    assert torch.equal(found.jacobian, expected.jacobian)
+    listed = crop_with_jacobian([image] * 3, boxes, SIZE, impl=impl)
+    torch.testing.assert_close(listed.jacobian, expected.jacobian, rtol=0, atol=1e-13)
+    with torch.no_grad():
+        target = torch.zeros(2, *SIZE, dtype=f64)
+        mine = normal_equations(image, boxes, target, impl=impl)
+        other = normal_equations(image, leaf, target, box_format=form.lower(), impl=impl)
+    assert torch.equal(mine.hessian, other.hessian)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_functions_of_boxes_alone(form, corners):
+    boxes, leaf = bounding(corners, form)
+    lower = form.lower()
+    assert torch.equal(coverage(boxes, SIZE, (H, W)), coverage(leaf, SIZE, (H, W), box_format=lower))
+    assert torch.equal(convert_boxes(boxes), convert_boxes(leaf, from_format=lower))
+    unit = convert_boxes(leaf, (H, W), from_format=lower, to_coords="unit")
+    assert torch.equal(convert_boxes(boxes, to_coords="unit"), unit)  # the canvas says the size
+    assert torch.equal(convert_boxes(boxes, (H, W), to_coords="unit"), unit)
+    assert torch.equal(diffcrop.boxes_to_theta(boxes), diffcrop.boxes_to_theta(leaf, (H, W), box_format=lower))
+    assert torch.equal(diffcrop.invert_boxes(boxes), diffcrop.invert_boxes(leaf, (H, W), box_format=lower))
+    points = torch.rand(3, 2, 2, dtype=f64)
+    assert torch.equal(
+        diffcrop.map_points(points, boxes, SIZE), diffcrop.map_points(points, leaf, SIZE, box_format=lower)
+    )
+    inner = BoundingBoxes(leaf.detach() / 4, format=form, canvas_size=SIZE)
+    found = diffcrop.map_boxes(inner, boxes[0].expand(1, 4), SIZE, box_format=lower)
+    assert torch.equal(found, diffcrop.map_boxes(leaf / 4, leaf[:1], SIZE, inner_format=lower, box_format=lower))
+    convert_boxes(boxes).sum().backward()
+    assert (leaf.grad != 0).any()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_paste(form, corners, generator):
+    patches = torch.rand(3, 2, 5, 4, generator=generator, dtype=f64)
+    boxes, leaf = bounding(corners, form)
+    expected = paste(patches, leaf, (H, W), batch_size=1, batch_index=torch.tensor([0, 0, 0]), box_format=form.lower())
+    found = paste(patches.as_subclass(Image), boxes, (H, W), batch_size=1, batch_index=torch.tensor([0, 0, 0]))
+    assert type(found) is torch.Tensor
+    assert torch.equal(found, expected)
+    canvases = [torch.zeros(2, H, W, dtype=f64)] * 3
+    onto = paste(patches, boxes, canvas=canvases)
+    for mine, theirs in zip(onto, paste(patches, leaf, canvas=canvases, box_format=form.lower()), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_roi_align(form, corners, generator):
+    """A list of them; in pixels of the canvas, which ``spatial_scale`` takes to those of the features."""
+    features = torch.rand(2, 3, H // 2, W // 2, generator=generator, dtype=f64)
+    boxes, leaf = bounding(corners, form)
+    none = BoundingBoxes(torch.zeros(0, 4, dtype=f64), format=form, canvas_size=(H, W))
+    found = roi_align(features.as_subclass(Image), [none, boxes], 2, 0.5, 2, True)
+    plain = convert_boxes(leaf, from_format=form.lower())
+    expected = roi_align(features, [plain[:0], plain], 2, 0.5, 2, True)
+    assert type(found) is torch.Tensor
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
+    (grad,) = torch.autograd.grad(found.square().sum(), leaf)
+    torch.testing.assert_close(grad, torch.autograd.grad(expected.square().sum(), leaf)[0], rtol=0, atol=1e-12)
+    assert (grad != 0).any()
+
+
+def test_compiled(corners, image):
+    boxes, leaf = bounding(corners, "CXCYWH")
+    compiled = torch.compile(lambda i, b: crop(i, b, SIZE).sum(), backend="aot_eager")
+    found = compiled(image, boxes)
+    torch.testing.assert_close(found, crop(image, leaf, SIZE, box_format="cxcywh").sum(), rtol=0, atol=1e-12)
+
+
+B, I = torch.tensor([[1.0, 1.0, 5.0, 6.0]] * 2), torch.zeros(3, H, W)
+
+
+def tv(form="XYWH", canvas=(H, W), data=B):
+    return BoundingBoxes(data, format=form, canvas_size=canvas)
+
+
+def strange(**attributes):
+    boxes = tv()
+    vars(boxes).update(attributes)
+    return boxes
+
+
+@pytest.mark.parametrize(("call", "said"), [
+    (lambda: crop(I, tv(), 4, box_format="cxcywh"), ("boxes say", "'xywh'", "box_format='cxcywh'", "leave it out")),
+    (lambda: crop(I, tv(), 4, coords="unit"), ("pixels of their canvas", "coords='unit'", "as_subclass")),
+    (lambda: crop(I, tv(canvas=(9, W)), 4), ("canvas of (9, 11)", "images of (8, 11)", "resize", "boxes.canvas_size")),
+    (lambda: crop([I, I[:, :5]], tv(), 4), ("boxes were made for a canvas of (8, 11)", "images[1] of (5, 11)")),
+    (lambda: crop([I, I[:, :5]], [tv(), tv()], 4), ("boxes[1]", "(8, 11)", "images[1] of (5, 11)")),
+    (lambda: crop(torch.stack([I, I]), [tv(), tv(canvas=(4, 4))], 4), ("boxes[1]", "(4, 4)", "images of (8, 11)")),
+    (lambda: crop([I, I], [tv(), tv("XYXY")], 4), ("agree in format", "'xyxy' for boxes[1]", "'xywh' for boxes[0]")),
+    (lambda: crop(I, tv("CXCYWHR", data=torch.ones(1, 5)), 4), ("CXCYWHR", "use diffcrop.crop_rotated")),
+    (lambda: crop(I, tv("XYWHR", data=torch.ones(1, 5)), 4), ("XYWHR", "use diffcrop.crop_rotated")),
+    (lambda: crop(I, tv("XYXYXYXY", data=torch.ones(1, 8)), 4), ("XYXYXYXY", "use diffcrop.crop_quad")),
+    (lambda: crop(I, strange(format="YXYX"), 4), ("boxes.format must be one of XYXY", "'YXYX'")),
+    (lambda: crop(I, strange(format=None), 4), ("boxes.format must be one of XYXY", "None")),
+    (lambda: crop(I, strange(canvas_size=8), 4), ("boxes.canvas_size must be (H, W)", "got 8")),
+    (lambda: crop_with_jacobian(I, tv(canvas=(9, W)), 4), ("canvas of (9, 11)",)),
+    (lambda: coverage(tv(), 4, (H, H)), ("canvas of (8, 11)", "image_size of (8, 8)")),
+    (lambda: convert_boxes(tv(), from_format="cxcywh"), ("'xywh'", "from_format='cxcywh'")),
+    (lambda: convert_boxes(tv(), (4, 4), to_coords="unit"), ("canvas of (8, 11)", "image_size of (4, 4)")),
+    (lambda: convert_boxes(tv(), from_coords="unit"), ("coords='unit'",)),
+    (lambda: diffcrop.map_boxes(tv(canvas=(5, 5)), B[:1], 4), ("inner", "canvas of (5, 5)", "pixels of (4, 4)")),
+    (lambda: paste(torch.zeros(2, 3, 4, 4), tv(), (4, 4), batch_size=2), ("canvas of (8, 11)", "canvases of (4, 4)")),
+    (lambda: roi_align(I[None], [tv("CXCYWHR", data=torch.ones(1, 5))], 2), ("boxes[0]", "crop_rotated")),
+])  # fmt: skip
+def test_errors(call, said):
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert all(part in str(caught.value) for part in said), str(caught.value)
