@@ -155,16 +155,18 @@ def test_roi_align(form, corners, generator):
 
 
 def test_compiled(corners, image):
-    boxes, leaf = bounding(corners, "CXCYWH")
-    compiled = torch.compile(lambda i, b: crop(i, b, SIZE).sum(), backend="aot_eager")
-    found = compiled(image, boxes)
-    torch.testing.assert_close(found, crop(image, leaf, SIZE, box_format="cxcywh").sum(), rtol=0, atol=1e-12)
+    """The tag breaks the graph, and is respected."""
+    leaf = convert_boxes(corners, to_format="cxcywh")
+    boxes = BoundingBoxes(leaf.clone(), format="CXCYWH", canvas_size=(H, W))
+    compiled = torch.compile(lambda i, b: crop(i, b, SIZE).square(), backend="aot_eager")
+    expected = crop(image, leaf, SIZE, box_format="cxcywh").square()
+    torch.testing.assert_close(compiled(image, boxes), expected, rtol=0, atol=1e-12)
 
 
-B, I = torch.tensor([[1.0, 1.0, 5.0, 6.0]] * 2), torch.zeros(3, H, W)
+BOXES, IMAGE = torch.tensor([[1.0, 1.0, 5.0, 6.0]] * 2), torch.zeros(3, H, W)
 
 
-def tv(form="XYWH", canvas=(H, W), data=B):
+def tv(form="XYWH", canvas=(H, W), data=BOXES):
     return BoundingBoxes(data, format=form, canvas_size=canvas)
 
 
@@ -175,29 +177,34 @@ def strange(**attributes):
 
 
 @pytest.mark.parametrize(("call", "said"), [
-    (lambda: crop(I, tv(), 4, box_format="cxcywh"), ("boxes say", "'xywh'", "box_format='cxcywh'", "leave it out")),
-    (lambda: crop(I, tv(), 4, coords="unit"), ("pixels of their canvas", "coords='unit'", "as_subclass")),
-    (lambda: crop(I, tv(canvas=(9, W)), 4), ("canvas of (9, 11)", "images of (8, 11)", "resize", "boxes.canvas_size")),
-    (lambda: crop([I, I[:, :5]], tv(), 4), ("boxes were made for a canvas of (8, 11)", "images[1] of (5, 11)")),
-    (lambda: crop([I, I[:, :5]], [tv(), tv()], 4), ("boxes[1]", "(8, 11)", "images[1] of (5, 11)")),
-    (lambda: crop(torch.stack([I, I]), [tv(), tv(canvas=(4, 4))], 4), ("boxes[1]", "(4, 4)", "images of (8, 11)")),
-    (lambda: crop([I, I], [tv(), tv("XYXY")], 4), ("agree in format", "'xyxy' for boxes[1]", "'xywh' for boxes[0]")),
-    (lambda: crop(I, tv("CXCYWHR", data=torch.ones(1, 5)), 4), ("CXCYWHR", "use diffcrop.crop_rotated")),
-    (lambda: crop(I, tv("XYWHR", data=torch.ones(1, 5)), 4), ("XYWHR", "use diffcrop.crop_rotated")),
-    (lambda: crop(I, tv("XYXYXYXY", data=torch.ones(1, 8)), 4), ("XYXYXYXY", "use diffcrop.crop_quad")),
-    (lambda: crop(I, strange(format="YXYX"), 4), ("boxes.format must be one of XYXY", "'YXYX'")),
-    (lambda: crop(I, strange(format=None), 4), ("boxes.format must be one of XYXY", "None")),
-    (lambda: crop(I, strange(canvas_size=8), 4), ("boxes.canvas_size must be (H, W)", "got 8")),
-    (lambda: crop_with_jacobian(I, tv(canvas=(9, W)), 4), ("canvas of (9, 11)",)),
+    (lambda: crop(IMAGE, tv(), 4, box_format="cxcywh"), ("boxes say", "'xywh'", "box_format='cxcywh'", "leave it out")),
+    (lambda: crop(IMAGE, tv(), 4, coords="unit"), ("pixels of their canvas", "coords='unit'", "as_subclass")),
+    (lambda: crop(IMAGE, tv(canvas=(9, W)), 4), ("of (9, 11)", "images of (8, 11)", "resize", "boxes.canvas_size")),
+    (lambda: crop([IMAGE, IMAGE[:, :5]], tv(), 4), ("boxes were made for a canvas of (8, 11)", "images[1] of (5, 11)")),
+    (lambda: crop([IMAGE, IMAGE[:, :5]], [tv(), tv()], 4), ("boxes[1]", "(8, 11)", "images[1] of (5, 11)")),
+    (lambda: crop(IMAGE.expand(2, 3, H, W), [tv(), tv(canvas=(4, 4))], 4), ("boxes[1]", "(4, 4)", "images of (8, 11)")),
+    (lambda: crop([IMAGE, IMAGE], [tv(), tv("XYXY")], 4), ("agree", "'xyxy' for boxes[1]", "'xywh' for boxes[0]")),
+    (lambda: crop(IMAGE, tv("CXCYWHR", data=torch.ones(1, 5)), 4), ("CXCYWHR", "use diffcrop.crop_rotated")),
+    (lambda: crop(IMAGE, tv("XYWHR", data=torch.ones(1, 5)), 4), ("XYWHR", "use diffcrop.crop_rotated")),
+    (lambda: crop(IMAGE, tv("XYXYXYXY", data=torch.ones(1, 8)), 4), ("XYXYXYXY", "use diffcrop.crop_quad")),
+    (lambda: crop(IMAGE, strange(format="YXYX"), 4), ("boxes.format must be one of XYXY", "'YXYX'")),
+    (lambda: crop(IMAGE, strange(format=None), 4), ("boxes.format must be one of XYXY", "None")),
+    (lambda: crop(IMAGE, strange(canvas_size=8), 4), ("boxes.canvas_size must be (H, W)", "got 8")),
+    (lambda: crop_with_jacobian(IMAGE, tv(canvas=(9, W)), 4), ("canvas of (9, 11)",)),
     (lambda: coverage(tv(), 4, (H, H)), ("canvas of (8, 11)", "image_size of (8, 8)")),
     (lambda: convert_boxes(tv(), from_format="cxcywh"), ("'xywh'", "from_format='cxcywh'")),
     (lambda: convert_boxes(tv(), (4, 4), to_coords="unit"), ("canvas of (8, 11)", "image_size of (4, 4)")),
     (lambda: convert_boxes(tv(), from_coords="unit"), ("coords='unit'",)),
-    (lambda: diffcrop.map_boxes(tv(canvas=(5, 5)), B[:1], 4), ("inner", "canvas of (5, 5)", "pixels of (4, 4)")),
+    (lambda: diffcrop.map_boxes(tv(canvas=(5, 5)), BOXES[:1], 4), ("inner", "canvas of (5, 5)", "pixels of (4, 4)")),
     (lambda: paste(torch.zeros(2, 3, 4, 4), tv(), (4, 4), batch_size=2), ("canvas of (8, 11)", "canvases of (4, 4)")),
-    (lambda: roi_align(I[None], [tv("CXCYWHR", data=torch.ones(1, 5))], 2), ("boxes[0]", "crop_rotated")),
+    (lambda: roi_align(IMAGE[None], [tv("CXCYWHR", data=torch.ones(1, 5))], 2), ("boxes[0]", "crop_rotated")),
 ])  # fmt: skip
 def test_errors(call, said):
     with pytest.raises(ValueError) as caught:
         call()
     assert all(part in str(caught.value) for part in said), str(caught.value)
+
+
+def test_roi_align_takes_them_in_a_list():
+    with pytest.raises(TypeError, match="pass a list with one of them for each image"):
+        roi_align(IMAGE[None], tv("CXCYWHR", data=torch.ones(1, 5)), 2)

@@ -1,7 +1,7 @@
 """Stand-ins for torchvision's tensors, which behave as its documentation says: see `test_tv_tensors.py`.
 
-What is made of one is a plain tensor, but for ``clone``, ``to``, ``detach`` and ``requires_grad_``, and tensors of two of
-these classes cannot be combined.
+What is made of one is a plain tensor, but for ``clone``, ``to``, ``detach`` and ``requires_grad_``, and tensors of two
+of these classes cannot be combined.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class TVTensor(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             output = func(*args, **(kwargs or {}))
         if func in KEPT and isinstance(args[0], cls):
-            return cls.like(output, args[0])
+            return output if isinstance(output, cls) else cls.like(output, args[0])
         return output.as_subclass(Tensor) if isinstance(output, cls) else output
 
     @classmethod
-    def like(cls, output, other):
+    def like(cls, output, other):  # noqa: ARG003
         return output.as_subclass(cls)
 
 
@@ -48,7 +48,7 @@ class Image(TVTensor):
 class BoundingBoxes(TVTensor):
     __module__ = "torchvision.tv_tensors._bounding_boxes"
 
-    def __new__(cls, data, *, format, canvas_size):
+    def __new__(cls, data, *, format, canvas_size):  # noqa: A002
         data = torch.as_tensor(data)
         made = (data[None] if data.ndim == 1 else data).as_subclass(cls)
         made.format = BoundingBoxFormat[format.upper()] if isinstance(format, str) else format

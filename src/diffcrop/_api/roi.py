@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffcrop import _boxes, _check, _check_crop, _check_roi, _ops
+from diffcrop import _bounding, _boxes, _check, _check_crop, _check_roi, _ops
 from diffcrop._context import full_precision, plain
 from diffcrop._options import Options
 
@@ -80,6 +80,7 @@ def roi_align(
     "Acquisition of localization confidence for accurate object detection" for ``"exact"``.
 
     """
+    input, boxes = _bounding.bare(input), _corners(boxes)  # noqa: A001
     axes = _check_roi.image(input)
     count = input.shape[0]
     _check_roi.boxes(boxes, axes, count)
@@ -103,6 +104,19 @@ _OPTIONS = {
     "sample": Options(mode="samples", padding_mode="roi", parameter=0.0),
     "exact": Options(mode="integral", padding_mode="zeros", parameter=0.0),
 }
+
+
+def _corners(boxes: Any) -> Any:
+    """A list of boxes that know their format as one of plain corners; anything else as it is."""
+    if isinstance(boxes, (list, tuple)):
+        boxes, box_format, _ = _bounding.read(boxes, "xyxy", "pixel")
+        return boxes if box_format == "xyxy" else [_boxes.to_pixel(t, (), box_format=box_format) for t in boxes]
+    if _bounding.is_bounding(boxes):
+        raise TypeError(
+            f"boxes of the class {type(boxes).__name__} do not say which image they belong to; pass a list with one of "
+            "them for each image"
+        )
+    return boxes
 
 
 def _rows(boxes: Any, axes: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
