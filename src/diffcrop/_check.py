@@ -145,8 +145,11 @@ def align_corners(value: Any) -> bool:
 _AXES_NAMES = {1: "(w,)", 2: "(h, w)", 3: "(d, h, w)"}
 
 
-def size(value: Any, axes: int, name: str = "size") -> tuple[int, ...]:
-    """An int (the same along every axis) or one int per axis in tensor order, all at least 1. Returns one per axis."""
+def size(value: Any, axes: int, name: str = "size", because: str | None = None) -> tuple[int, ...]:
+    """An int (the same along every axis) or one int per axis in tensor order, all at least 1. Returns one per axis.
+
+    ``because`` says why so many, if not for the number of numbers of a box.
+    """
     if type(value) is int and value > 0:  # as nearly always
         return (value,) * axes
     if type(value) is tuple and {*map(type, value)} == {int} and len(value) == axes and min(value) > 0:
@@ -166,10 +169,9 @@ def size(value: Any, axes: int, name: str = "size") -> tuple[int, ...]:
         hint = ""
         if len(value) > axes:
             hint = f"; of a tensor's shape pass the spatial part, shape[-{axes}:]"
-        raise ValueError(
-            f"{name} must be {wanted}, as the boxes have {2 * axes} numbers "
-            f"({axes} spatial {'axis' if axes == 1 else 'axes'}), got {describe(given)} of length {len(value)}{hint}"
-        )
+        if because is None:
+            because = f", as the boxes have {2 * axes} numbers ({axes} spatial {'axis' if axes == 1 else 'axes'})"
+        raise ValueError(f"{name} must be {wanted}{because}, got {describe(given)} of length {len(value)}{hint}")
     for n in value:
         if n < 1:
             raise ValueError(f"{name} must be at least 1 along every axis, got {describe(given)}")

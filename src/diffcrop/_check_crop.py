@@ -47,8 +47,11 @@ _WHOLE = (
 DTYPES = frozenset(FLOATING + _WHOLE)
 
 
-def image(value: Any, axes: int, name: str = "images", batched: bool | None = None) -> Tensor:
-    """An image (C, *spatial), or a batch (B, C, *spatial); ``batched`` False admits the former only."""
+def image(value: Any, axes: int, name: str = "images", batched: bool | None = None, where: str | None = None) -> Tensor:
+    """An image (C, *spatial), or a batch (B, C, *spatial); ``batched`` False admits the former only.
+
+    ``where`` says when these are the shapes, if not by the number of numbers of a box.
+    """
     shapes = _IMAGE_SHAPES[axes]
     if not isinstance(value, Tensor):
         raise TypeError(
@@ -71,7 +74,7 @@ def image(value: Any, axes: int, name: str = "images", batched: bool | None = No
         elif value.ndim == axes + 3:
             hint = f"; fold the leading dimensions: {name}.flatten(0, 1)"
         raise ValueError(
-            f"{name} must have shape {wanted} where the boxes have {2 * axes} numbers, "
+            f"{name} must have shape {wanted} {where or f'where the boxes have {2 * axes} numbers'}, "
             f"got {_check.describe(value)}{hint}"
         )
     spatial = value.shape[-axes:]
@@ -83,11 +86,11 @@ def image(value: Any, axes: int, name: str = "images", batched: bool | None = No
     return value
 
 
-def image_list(value: Sequence[Any], axes: int) -> list[Tensor]:
+def image_list(value: Sequence[Any], axes: int, where: str | None = None) -> list[Tensor]:
     """B images (C, *spatial) of their own sizes, alike in channels, dtype and device."""
     if not value:
         raise ValueError("images must not be an empty list: there is no dtype or number of channels to crop with")
-    tensors = [image(t, axes, f"images[{i}]", batched=False) for i, t in enumerate(value)]
+    tensors = [image(t, axes, f"images[{i}]", batched=False, where=where) for i, t in enumerate(value)]
     first = tensors[0]
     for i, t in enumerate(tensors):
         for what, mine, theirs in (
@@ -199,6 +202,19 @@ def same_device(images: Tensor, boxes: Tensor, batch_index: Tensor | None, name:
 
 def batch_index(value: Any, boxes: Tensor, count: int, tail: int = 1) -> Tensor:
     """(R,) of any integer dtype, 0..B-1, one per box of ``tail`` dimensions."""
+    index_kind(value)
+    if boxes.ndim != tail + 1 or value.ndim != 1 or value.shape[0] != boxes.shape[0]:
+        one = ", ".join(map(str, boxes.shape[-tail:]))
+        raise ValueError(
+            f"batch_index must have shape (R,) where boxes have shape (R, {one}), "
+            f"got {tuple(value.shape)} and {tuple(boxes.shape)}"
+        )
+    index_range(value, count)
+    return value
+
+
+def index_kind(value: Any) -> None:
+    """A tensor of integers."""
     if not isinstance(value, Tensor):
         raise TypeError(
             f"batch_index must be an integer tensor of shape (R,), got {_check.describe(value)}; "
@@ -209,12 +225,10 @@ def batch_index(value: Any, boxes: Tensor, count: int, tail: int = 1) -> Tensor:
             f"batch_index must be of an integer dtype, got {_check.describe(value)}; convert it with .long()"
         )
     _check.dense(value, "batch_index")
-    if boxes.ndim != tail + 1 or value.ndim != 1 or value.shape[0] != boxes.shape[0]:
-        one = ", ".join(map(str, boxes.shape[-tail:]))
-        raise ValueError(
-            f"batch_index must have shape (R,) where boxes have shape (R, {one}), "
-            f"got {tuple(value.shape)} and {tuple(boxes.shape)}"
-        )
+
+
+def index_range(value: Tensor, count: int) -> None:
+    """0..B-1, where looking costs nothing."""
     if _check.may_look(value) and value.numel():
         whole = value.to(torch.int64)  # some unsigned dtypes have no minimum
         low, high = int(whole.min()), int(whole.max())
@@ -226,7 +240,6 @@ def batch_index(value: Any, boxes: Tensor, count: int, tail: int = 1) -> Tensor:
                 f"batch_index must lie in 0..{count - 1} for a batch of {count} images, got {wrong} "
                 f"in {_check.describe(value)}"
             )
-    return value
 
 
 def box_rows(boxes: Tensor, axes: int, count: int | None) -> None:
