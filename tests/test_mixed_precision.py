@@ -161,9 +161,24 @@ FUNCTIONS = {
     "map_boxes": lambda b: diffcrop.map_boxes(b[:, None] / 200, b, inner_format="cxcywh", **SIZES),
     "roi_align": lambda b: diffcrop.roi_align(ramp(b), [b[:1], b[1:]], 7, 0.5, 2, True),
     "roi_align, exact": lambda b: diffcrop.roi_align(ramp(b), [b[:1], b[1:]], 7, mode="exact"),
+    "crop_rotated": lambda b: diffcrop.crop_rotated(ramp(b), turned(b), 8),
+    "crop_rotated, lists": lambda b: diffcrop.crop_rotated([ramp(b)[0], ramp(b)[0]], turned(b), 8, coords="unit"),
+    "crop_quad": lambda b: diffcrop.crop_quad(ramp(b), b[:, CORNERS], 8, mode="bicubic"),
+    "warp": lambda b: diffcrop.warp(ramp(b), diffcrop.boxes_to_theta(b, (960, 1000)), 8, coords="normalized"),
+    "rotated_to_quads": lambda b: diffcrop.rotated_to_quads(turned(b), (960, 1000), coords="unit"),
+    "rotated_to_matrix": lambda b: diffcrop.rotated_to_matrix(turned(b), 8),
+    "quads_to_matrix": lambda b: diffcrop.quads_to_matrix(b[:, CORNERS], 8),
+    "warp_points": lambda b: diffcrop.warp_points(POINTS, diffcrop.rotated_to_matrix(turned(b), 8)),
     "LearnableBox": lambda b: LearnableBox((960, 1000), init=b, inside=True)(),
     "LearnableBox, aspect": lambda _: LearnableBox(1000, init=[1, 2, 401, 202], aspect=2.0, coords="unit")(),
 }
+
+
+CORNERS = torch.tensor([[0, 1], [2, 1], [2, 3], [0, 3]])
+
+
+def turned(boxes):
+    return torch.cat([boxes, boxes[:, :1] / 7], 1)
 
 
 def ramp(boxes):

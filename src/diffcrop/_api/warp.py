@@ -144,7 +144,7 @@ def crop_quad(
              [11., 10.,  9.,  8.],
              [15., 14., 13., 12.]]])
     >>> trapezoid = torch.tensor([[1.0, 0.5], [3.0, 0.5], [4.0, 3.5], [0.0, 3.5]])
-    >>> diffcrop.crop_quad(image, trapezoid, 1)  # the diagonals meet at (2, 1.5), above the middle
+    >>> diffcrop.crop_quad(image, trapezoid, 1, antialias=False)  # the diagonals meet at (2, 1.5), above the middle
     tensor([[[5.5000]]])
 
     Args:
@@ -231,7 +231,7 @@ def warp(
     >>> import torch, diffcrop
     >>> image = torch.arange(16.0).reshape(1, 4, 4)
     >>> shear = torch.tensor([[1.0, 0.5, 0.0], [0.0, 1.0, 0.0]])  # x = u + v / 2, y = v
-    >>> diffcrop.warp(image, shear, (2, 3))
+    >>> diffcrop.warp(image, shear, (2, 3), antialias=False)
     tensor([[[0.2500, 1.2500, 2.2500],
              [4.7500, 5.7500, 6.7500]]])
     >>> theta = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0]], requires_grad=True)

@@ -56,6 +56,7 @@ def warp(
     return torch.cat([_warp(images[b], matrices[r], i, s, size, options) for r, b, i, s in steps])
 
 
+@in_full_precision
 def grad_images(
     grad: Tensor,
     matrices: Tensor,
@@ -84,6 +85,7 @@ def grad_images(
     return zeros
 
 
+@in_full_precision
 def grad_matrices(
     grad: Tensor,
     images: Tensor,
@@ -112,6 +114,7 @@ def grad_matrices(
     return torch.cat(parts)
 
 
+@in_full_precision
 def tangent(
     images: Tensor,
     matrices: Tensor,
@@ -135,6 +138,7 @@ def tangent(
     return push(function, matrices, d_matrices, wanted)
 
 
+@in_full_precision
 def second(
     grad: Tensor,
     images: Tensor,
