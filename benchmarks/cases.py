@@ -25,6 +25,10 @@ class Target:
     below: tuple[float, float] | None = None
 
 
+# Numbers of a box, by its shape.
+NUMBERS = {"upright": 4, "rotated": 5, "quad": 8}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One operation on tensors of one shape. Sides of boxes are a share of the image, or pixels where given."""
@@ -42,6 +46,9 @@ class Case:
     padding_mode: str = "zeros"
     dtype: str = "float32"
     channels_last: bool = False
+    # How a box lies: "upright", "rotated" (cx, cy, w, h, degrees) or "quad" (four corners); turned by up to so much.
+    shape: str = "upright"
+    degrees: tuple[float, float] = (0.0, 0.0)
     passes: tuple[str, ...] = PASSES
     peers: tuple[str, ...] = ()
     targets: tuple[Target, ...] = ()

@@ -16,7 +16,7 @@ from torch import Tensor
 import diffcrop
 
 from .peers import Meaning, Peer
-from .problem import Outcome, Problem, wants
+from .problem import Outcome, Problem, crop_of, wants
 
 _CHANNELS = 4
 
@@ -80,7 +80,7 @@ def _reference(
             crops.append(diffcrop.crop(pictures[b, :, y0:y1, x0:x1], whole, size, impl="reference", **options))
         value = torch.stack(crops) + 0 * boxes.sum()  # a slice does not depend on its box
     else:
-        value = diffcrop.crop(pictures, boxes, size, batch_index=owner, impl="reference", **options)
+        value = crop_of(problem.case)(pictures, boxes, size, batch_index=owner, impl="reference", **options)
     cotangent = problem.cotangent[rows, :channels].double()
     by_images, by_boxes = torch.autograd.grad(value, (pictures, boxes), cotangent)
     return value.detach(), by_images, by_boxes

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import diffcrop
+
 from .cases import Case
 
 # Sampling positions keep this far, in pixels, from where a filter has a kink. A box gradient jumps there, and a peer
@@ -20,7 +22,10 @@ _TRIES = 400
 
 @dataclass(frozen=True)
 class Problem:
-    """Images (B, C, H, W), boxes (R, 4) in pixels, box r reading image owner[r], and the cotangent of the crops."""
+    """Images (B, C, H, W), boxes in pixels, box r reading image owner[r], and the cotangent of the crops.
+
+    Boxes are (R, 4), rotated ones (R, 5) and quadrilaterals (R, 8).
+    """
 
     case: Case
     images: Tensor
@@ -39,7 +44,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Crops (R, C, h, w), and the gradients that were asked for: (B, C, H, W) and (R, 4)."""
+    """Crops (R, C, h, w), and the gradients that were asked for: those of the images and of the boxes."""
 
     value: Tensor
     images: Tensor | None = None
@@ -59,6 +64,15 @@ def wants(pass_: str) -> tuple[bool, bool]:
     return pass_ in ("images", "both"), pass_ in ("boxes", "both")
 
 
+def crop_of(case: Case) -> Callable[..., Tensor]:
+    """Our function for boxes of this shape, which takes them as `Problem` has them."""
+    if case.shape == "quad":
+        return lambda images, boxes, *rest, **options: diffcrop.crop_quad(
+            images, boxes.unflatten(-1, (4, 2)), *rest, **options
+        )
+    return diffcrop.crop_rotated if case.shape == "rotated" else diffcrop.crop
+
+
 def make(case: Case) -> Problem:
     # By what is cropped and not by how: variants of a case have its boxes, to within a pixel.
     seed = zlib.crc32(repr((case.images, case.size, case.boxes, case.share, case.pixels)).encode())
@@ -76,6 +90,8 @@ def make(case: Case) -> Problem:
     for first, pixels, n in ((0, width, case.size[1]), (1, height, case.size[0])):
         for row in range(rows):
             boxes[row, first], boxes[row, first + 2] = _axis(case, pixels, n, generator)
+    if case.shape != "upright":
+        boxes = _turned(boxes, case, generator)
     result = dtype if dtype.is_floating_point else torch.float32
     cotangent = torch.randn(rows, channels, *case.size, generator=generator).to(result)
     if case.channels_last:
@@ -87,6 +103,18 @@ def make(case: Case) -> Problem:
         owner=torch.arange(count).repeat_interleave(case.boxes),
         cotangent=cotangent,
     )
+
+
+def _turned(boxes: Tensor, case: Case, generator: torch.Generator) -> Tensor:
+    """The boxes turned about their centres; corners of quadrilaterals are moved by up to a tenth of the sides too."""
+    low, high = case.degrees
+    angle = low + (high - low) * torch.rand(len(boxes), generator=generator, dtype=torch.float64)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    rotated = torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, sides, angle[:, None]], 1)
+    if case.shape == "rotated":
+        return rotated
+    moved = 0.2 * (torch.rand(len(boxes), 4, 2, generator=generator, dtype=torch.float64) - 0.5) * sides[:, None]
+    return (diffcrop.rotated_to_quads(rotated) + moved).flatten(1)
 
 
 def _axis(case: Case, pixels: int, n: int, generator: torch.Generator) -> tuple[float, float]:

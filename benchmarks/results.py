@@ -11,6 +11,7 @@ from typing import Any
 from .cases import COPY, OURS, TABLE, Case, Target
 from .suites import CASES
 from .timing import Ratio, Spread, ratio, spread
+from .warps import WARPS
 
 FORMAT = 1
 FOLDER = Path(__file__).parent / "results"
@@ -144,8 +145,8 @@ def check(results: Results, case: Case, target: Target) -> Checked:
 
 
 def checked(results: Results) -> list[Checked]:
-    """Every target of the table."""
-    return [check(results, case, target) for case in TABLE for target in case.targets]
+    """Every target of the table, and of the warps."""
+    return [check(results, case, target) for case in (*TABLE, *WARPS) for target in case.targets]
 
 
 def fastest(results: Results, ours: Row) -> tuple[Row, Ratio] | None:

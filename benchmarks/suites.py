@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .cases import SAMPLED, TABLE, A, Case, D, antialiased
+from .warps import WARPS
 
 RESIZED = ("slices", "pillow", "jax")
 MORE = (
@@ -115,10 +116,11 @@ _SOME = {"A", "B", "D", "F", "G-B-bilinear", "many-boxes"}
 SUITES = {
     "table": TABLE,
     "full": (*TABLE, *MORE),
+    "warp": WARPS,
     "growth": GROWTH,
     "memory": tuple(case for case in (*TABLE, *MORE) if case.name in _SOME),
 }
-CASES = {case.name: case for case in (*TABLE, *MORE, *GROWTH)}
+CASES = {case.name: case for case in (*TABLE, *MORE, *WARPS, *GROWTH)}
 
 
 def shrunk(case: Case) -> Case:

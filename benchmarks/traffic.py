@@ -8,7 +8,10 @@ the lines that a write fetches first are the business of who computes, not of th
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+import diffcrop
 
 from .problem import Problem, wants
 
@@ -57,6 +60,10 @@ def touched_bytes(problem: Problem) -> int:
     total = 0
     for image in range(count):
         read = np.zeros((height, lines), dtype=bool)
+        if case.shape != "upright":
+            read |= _touched_lines(problem, image, first, last, lines)
+            total += int((read * sizes).sum()) * planes
+            continue
         for x0, y0, x1, y1 in problem.boxes[problem.owner == image].tolist():
             rows = taps(y0, y1, case.size[0], height, *filter_)
             ends = np.zeros(lines + 1, dtype=int)
@@ -66,6 +73,35 @@ def touched_bytes(problem: Problem) -> int:
             read |= rows[:, None] & (np.cumsum(ends)[:-1] > 0)
         total += int((read * sizes).sum()) * planes
     return total
+
+
+def _touched_lines(
+    problem: Problem, image: int, first: NDArray[np.int_], last: NDArray[np.int_], lines: int
+) -> NDArray[np.bool_]:
+    """Which lines of an image boxes that are not upright read: those of the two by two pixels around each position.
+
+    Positions are those of the outputs, or with antialiasing lie no more than a pixel apart.
+    """
+    case = problem.case
+    if case.mode != "bilinear" or case.padding_mode != "zeros":
+        raise ValueError(f"mode={case.mode!r} with padding_mode={case.padding_mode!r} is not counted")
+    _, _, height, width = case.images
+    boxes = problem.boxes[problem.owner == image].double()
+    quads = diffcrop.rotated_to_quads(boxes) if case.shape == "rotated" else boxes.unflatten(1, (4, 2))
+    h, w = case.size
+    if case.antialias:
+        side = float((quads - quads.roll(1, 1)).norm(dim=-1).max())
+        h, w = max(h, int(side) + 1), max(w, int(side) + 1)
+    v, u = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) + 0.5 for n in (h, w)), indexing="ij")
+    place = diffcrop.warp_points(torch.stack([u, v], -1).flatten(0, 1), diffcrop.quads_to_matrix(quads, (h, w)))
+    column, row = (place - 0.5).floor().long().flatten(0, 1).numpy().T
+    read = np.zeros((height, lines), dtype=bool)
+    for r in (row, row + 1):
+        for c in (column, column + 1):
+            inside = (r >= 0) & (r < height) & (c >= 0) & (c < width)
+            read[r[inside], first[c[inside]]] = True
+            read[r[inside], last[c[inside]]] = True
+    return read
 
 
 def bytes_moved(problem: Problem) -> dict[str, int]:

@@ -7,12 +7,14 @@ from .jax_image import JAX
 from .ours import DIFFCROP, PLAIN
 from .resizing import OPENCV_AREA, OPENCV_LINEAR, OPENCV_REMAP, PILLOW, SLICES, SLICING
 from .sampling import COMPILED, KORNIA, PACKED, RECIPE
+from .warping import WARP_KORNIA, WARP_OPENCV, WARP_RECIPE
 
 PEERS = {
     peer.name: peer
     for peer in (
         *(DIFFCROP, PLAIN, RECIPE, COMPILED, PACKED, KORNIA),
         *(SLICES, SLICING, PILLOW, OPENCV_LINEAR, OPENCV_AREA, OPENCV_REMAP, JAX),
+        *(WARP_RECIPE, WARP_KORNIA, WARP_OPENCV),
     )
 }
 

@@ -28,7 +28,7 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Meaning:
-    """The same operation in diffcrop's terms: the gate expects its reference on these boxes (R, 4), in float64.
+    """The same operation in diffcrop's terms: the gate expects its reference on these boxes, in float64.
 
     ``sliced``: the peer sees nothing but the slice that its boxes, whole numbers, cut out.
     """
@@ -94,7 +94,7 @@ def torch_call(
         return Outcome(
             value=rows(value, problem),
             images=gradients[0].reshape(problem.case.images) if by_images else None,
-            boxes=gradients[-1].reshape(-1, 4) if by_boxes else None,
+            boxes=gradients[-1].reshape(problem.boxes.shape) if by_boxes else None,
         )
 
     return Prepared(call, outcome)

@@ -6,8 +6,7 @@ from functools import partial
 
 from torch import Tensor
 
-import diffcrop
-from benchmarks.problem import Prepared, Problem
+from benchmarks.problem import Prepared, Problem, crop_of
 
 from .base import Meaning, Peer, Tolerance, torch_call
 
@@ -18,7 +17,7 @@ def _prepare(problem: Problem, pass_: str, plain: bool = False) -> Prepared:
     cotangent = problem.cotangent.float().contiguous() if plain else problem.cotangent
     if problem.case.boxes > 1:
         (images,) = images
-    crop = partial(diffcrop.crop, size=problem.case.size, **problem.options())
+    crop = partial(crop_of(problem.case), size=problem.case.size, **problem.options())
 
     def function(images: Tensor, boxes: Tensor) -> Tensor:
         return crop(images, boxes)
@@ -37,7 +36,7 @@ _FLOAT32 = Tolerance(
     reason="sums in float32, positions in float64; a box gradient is a sum over the whole crop of terms that cancel",
 )
 
-DIFFCROP = Peer("diffcrop", "`diffcrop.crop`", _prepare, _meaning, _FLOAT32)
+DIFFCROP = Peer("diffcrop", "`diffcrop.crop`, `crop_rotated` or `crop_quad`", _prepare, _meaning, _FLOAT32)
 PLAIN = Peer(
     "plain",
     "`diffcrop.crop`, the same case in float32 and contiguous",

@@ -81,12 +81,12 @@ def _pillow_meaning(problem: Problem) -> Meaning:
     return Meaning(problem.boxes.double(), problem.options() | {"padding_mode": "renormalize"})
 
 
-def _pictures(problem: Problem) -> list[Any]:
+def channels_inside(problem: Problem) -> list[Any]:
     """(H, W, C) as OpenCV has them, in memory too; one channel without its dimension."""
     return [np.ascontiguousarray(image.permute(1, 2, 0).numpy()).squeeze() for image in problem.images]
 
 
-def _read(results: list[Any], problem: Problem) -> Outcome:
+def as_outcome(results: list[Any], problem: Problem) -> Outcome:
     stacked = torch.from_numpy(np.stack(results))
     if stacked.ndim == 3:
         stacked = stacked[..., None]
@@ -97,13 +97,13 @@ def _prepare_opencv(interpolation: str) -> Callable[[Problem, str], Prepared]:
     def prepare(problem: Problem, pass_: str) -> Prepared:
         assert pass_ == "forward"
         cv2: Any = importlib.import_module("cv2")
-        pictures, size, how = _pictures(problem), problem.case.size[::-1], getattr(cv2, interpolation)
+        pictures, size, how = channels_inside(problem), problem.case.size[::-1], getattr(cv2, interpolation)
         jobs = [(pictures[b], box) for b, box in zip(problem.owner.tolist(), problem.rounded(), strict=True)]
 
         def call() -> list[Any]:
             return [cv2.resize(image[y0:y1, x0:x1], size, interpolation=how) for image, (x0, y0, x1, y1) in jobs]
 
-        return Prepared(call, lambda results: _read(results, problem))
+        return Prepared(call, lambda results: as_outcome(results, problem))
 
     return prepare
 
@@ -112,7 +112,7 @@ def _prepare_remap(problem: Problem, pass_: str) -> Prepared:
     """The maps are part of the call, since they change with the box."""
     assert pass_ == "forward"
     cv2: Any = importlib.import_module("cv2")
-    pictures, (h, w) = _pictures(problem), problem.case.size
+    pictures, (h, w) = channels_inside(problem), problem.case.size
     jobs = [(pictures[b], box) for b, box in zip(problem.owner.tolist(), problem.boxes.tolist(), strict=True)]
     columns, rows = np.arange(w) + 0.5, np.arange(h)[:, None] + 0.5
     border = {"zeros": cv2.BORDER_CONSTANT, "border": cv2.BORDER_REPLICATE}[problem.case.padding_mode]
@@ -126,7 +126,7 @@ def _prepare_remap(problem: Problem, pass_: str) -> Prepared:
             results.append(cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=border))
         return results
 
-    return Prepared(call, lambda results: _read(results, problem))
+    return Prepared(call, lambda results: as_outcome(results, problem))
 
 
 def _as_they_are(problem: Problem) -> Meaning:

@@ -119,6 +119,8 @@ def _kornia_meaning(problem: Problem) -> Meaning:
 
 
 def _samples(case: Case) -> str | None:
+    if case.shape != "upright":
+        return "for upright boxes"
     if case.mode != "bilinear" or case.antialias:
         return "grid_sample does not antialias"
     return None
