@@ -63,7 +63,7 @@ def test_gradcheck(impl, function, filter_, padding_mode, align_corners, generat
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize(("filter_", "padding_mode", "align_corners"), GRID[::3])
+@pytest.mark.parametrize(("filter_", "padding_mode", "align_corners"), GRID[::7])
 def test_gradgradcheck(impl, function, filter_, padding_mode, align_corners, generator):
     which = GRID.index((filter_, padding_mode, align_corners))
     call, images, place = example(function, generator, which, *filter_, padding_mode, align_corners)
@@ -73,11 +73,11 @@ def test_gradgradcheck(impl, function, filter_, padding_mode, align_corners, gen
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_forward_mode(impl, function, generator):
+    """Antialiased, along with the values: the number of samples is not differentiated."""
     call, images, place = example(function, generator, 0)
     inputs = images.requires_grad_(), place.requires_grad_()
-    assert gradcheck(
-        lambda i, p: call(i, p, impl=impl), inputs, check_forward_ad=True, check_backward_ad=False, atol=1e-5
-    )
+    modes = {"check_forward_ad": True, "check_backward_ad": False}
+    assert gradcheck(lambda i, p: call(i, p, impl=impl), inputs, fast_mode=True, atol=1e-5, **modes)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -129,16 +129,16 @@ def test_the_derivative_by_each_number_is_what_it_means(impl):
 def test_an_angle_is_found_by_descent(impl):
     """The gradient turns a box back, antialiased and at a reduction of 4."""
     torch.manual_seed(0)
-    image = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 8), (128, 128), mode="bicubic")[0]
+    image = torch.nn.functional.interpolate(torch.rand(1, 1, 8, 8), (128, 128), mode="bicubic")[0]
     truth = torch.tensor([64.0, 60.0, 64.0, 48.0, 25.0])
     target = crop_rotated(image, truth, (12, 16), impl=impl)
     box = (truth + torch.tensor([3.0, -2.0, 5.0, -4.0, 10.0])).requires_grad_()
-    optimizer = torch.optim.Adam([box], lr=0.3)
-    for _ in range(150):
+    optimizer = torch.optim.Adam([box], lr=0.5)
+    for _ in range(80):
         optimizer.zero_grad()
         (crop_rotated(image, box, (12, 16), impl=impl) - target).square().mean().backward()
         optimizer.step()
-    assert (box - truth).abs().max() < 0.2
+    assert (box - truth).abs().max() < 0.5
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

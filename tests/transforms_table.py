@@ -22,7 +22,9 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
 import diffcrop
-from diffcrop import crop, crop_with_jacobian
+from diffcrop import _homography, crop, crop_with_jacobian
+from diffcrop._impl import warp as warping
+from diffcrop._options import WarpOptions
 from plain import BOX, IMPLEMENTATIONS, SIZE, SMOOTH, boxes, f64, flat, image, plain
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "transforms.md"
@@ -170,6 +172,12 @@ def cases(crops, impl):
     def nearest(i):
         return crop(i, BOX, SIZE, mode="nearest", impl=impl)
 
+    def turned(i, b):
+        return diffcrop.crop_rotated(i, b, SIZE, impl=impl, **FLAT)
+
+    def cornered(i, q):
+        return diffcrop.crop_quad(i, q, SIZE, impl=impl, **FLAT)
+
     old = torch.autograd.functional
     by_box = fixed(total)
     return {
@@ -288,6 +296,24 @@ def cases(crops, impl):
         'jvp by boxes, mode="nearest"': (
             lambda: jvp(lambda b: crop(PICTURE, b, SIZE, mode="nearest", impl=impl), (BOX,), (PUSH_BOX,))[1], None
         ),
+        "crop_rotated: jacrev": (lambda: jacrev(turned, BOTH)(PICTURE, TURNED), TURNED_JACOBIANS),
+        "crop_rotated: jacfwd": (lambda: jacfwd(turned, BOTH)(PICTURE, TURNED), TURNED_JACOBIANS),
+        "crop_rotated: hessian": (
+            lambda: hessian(lambda b: weighed(turned)(PICTURE, b))(TURNED),
+            lambda: slope(lambda b: weighed(plain_turned)(PICTURE, b), (TURNED,), (0,)),
+        ),
+        "crop_rotated: vmap over both": (
+            lambda: vmap(turned)(PICTURES, TURNED + BOXES[:, :1]),
+            lambda: each(plain_turned, PICTURES, TURNED + BOXES[:, :1]),
+        ),
+        "crop_quad: vmap(grad)": (
+            lambda: vmap(grad(weighed(cornered)), (None, 0))(PICTURE, QUADS),
+            lambda: each(lambda q: rows(weighed(plain_cornered), (PICTURE, q), (0,))[0], QUADS),
+        ),
+        "warp: jacrev": (
+            lambda: jacrev(lambda m: diffcrop.warp(PICTURE, m, SIZE, impl=impl, **FLAT))(MATRIX),
+            lambda: rows(lambda m: plain_warp(PICTURE, m), (MATRIX,), (0,)),
+        ),
         "box functions: jacrev, jacfwd, vmap": (box_functions, lambda: box_functions(by_hand=True)),
     }  # fmt: skip
 
@@ -310,6 +336,31 @@ def bins(picture, box):
     rows_ = (1 - ty)[:, None] * picture[:, ky] + ty[:, None] * picture[:, ky + 1]
     read = ((1 - tx) * rows_[..., kx] + tx * rows_[..., kx + 1]) * iy[:, None] * ix
     return read.reshape(channels, SIZE[0], 2, SIZE[1], 2).mean((2, 4))
+
+
+# Not antialiased: how that is done depends on the numbers, which no transform looks at.
+FLAT = {"antialias": False, "mode": "bicubic", "padding_mode": "constant", "fill": 0.25}
+TURNED = torch.tensor([2.3, 1.9, 4.1, 2.7, 25.0], dtype=f64)
+QUADS = torch.tensor([[0.3, 0.2], [4.4, -0.3], [5.1, 3.3], [-0.2, 3.8]], dtype=f64) + BOXES[:, None, :2] * 0.1
+MATRIX = torch.tensor([[1.2, 0.3, -0.4], [-0.2, 1.1, 0.6], [0.05, -0.02, 1.0]], dtype=f64)
+
+
+def plain_warp(picture, matrix):
+    """The reference of warps as plain PyTorch."""
+    options = WarpOptions("bicubic", False, "constant", (0.25,))
+    return warping._warp(picture[None], matrix[None], None, None, SIZE, options)[0]
+
+
+def plain_turned(picture, box):
+    how = {"coords": "pixel", "clockwise": False, "angle_unit": "degrees", "align_corners": False}
+    return plain_warp(picture, _homography.from_rotated(box, None, SIZE, **how))
+
+
+def plain_cornered(picture, quad):
+    return plain_warp(picture, _homography.from_quads(quad, None, SIZE, coords="pixel", align_corners=False))
+
+
+TURNED_JACOBIANS = functools.cache(lambda: rows(plain_turned, (PICTURE, TURNED)))
 
 
 def fixed_to(picture):
@@ -348,11 +399,20 @@ def box_functions(by_hand=False):
         lambda b: diffcrop.map_points(points, b, SIZE),
         lambda b: diffcrop.map_points(points, b, SIZE, to="crop"),
         lambda b: diffcrop.map_boxes(BOXES, b, SIZE),
+        lambda b: diffcrop.rotated_to_quads(turned_by(b), size, coords="normalized", angle_unit="radians"),
+        lambda b: diffcrop.rotated_to_matrix(turned_by(b), SIZE),
+        lambda b: diffcrop.quads_to_matrix(QUADS[0] + 0.01 * b.view(4, 1), SIZE),
+        lambda b: diffcrop.warp_points(points, MATRIX + 0.01 * b[:3]),
+        lambda b: diffcrop.warp_points(points, MATRIX + 0.01 * b[:3], to="crop"),
     ]
     if by_hand:
         jacobians = [rows(f, (BOX,), (0,)) for f in functions]
         return [jacobians, jacobians, [torch.stack([f(b) for b in BOXES]) for f in functions]]
     return [[t(f)(BOX) for f in functions] for t in (jacrev, jacfwd)] + [[vmap(f)(BOXES) for f in functions]]
+
+
+def turned_by(b):
+    return torch.cat([b, b[:1] * 3])
 
 
 COMPILED = {
