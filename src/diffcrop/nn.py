@@ -15,7 +15,9 @@ from torch.nn import functional
 # The package, not its names: they are looked up when called, so either may be imported first.
 import diffcrop
 
-__all__ = ["Crop", "LearnableBox"]
+from ._nn_roi import MultiScaleRoIAlign, RoIAlign
+
+__all__ = ["Crop", "LearnableBox", "MultiScaleRoIAlign", "RoIAlign"]
 
 
 class Crop(nn.Module):
