@@ -119,6 +119,9 @@ MAPS, BOXES = {"a": torch.zeros(1, 1, 16, 16), "b": torch.zeros(1, 1, 8, 8)}, [t
     ({}, {"image_shapes": [(0, 5)]}, ValueError, "image_shapes must be at least 1"),
 ])  # fmt: skip
 def test_errors(made, given, kind, text):
-    with pytest.raises(kind, match=re.escape(text)):
+    def use():
         module = MultiScaleRoIAlign(**{"featmap_names": ["a", "b"], "output_size": 3, "sampling_ratio": 2, **made})
         module(**{"x": MAPS, "boxes": BOXES, "image_shapes": [(64, 64)], **given})
+
+    with pytest.raises(kind, match=re.escape(text)):
+        use()
