@@ -151,20 +151,46 @@ struct Kernels {
                       int64_t c_end, int64_t begin, int64_t end, Scratch<A>&);
 };
 
-// Each is compiled in a file of its own, for double, float, Half, BFloat16 and uint8_t.
+// What a patch is blended into, in coordinates of its region: rows of a canvas or of the derivative by it, side by
+// side, and the same of the mask (data null: none). `kept` has room for what the canvas was (or for derivatives by the
+// colour), then for the matte, then for what the mask was.
+template <class A>
+struct Blend {
+  View<A> canvas, mask, kept;
+  int64_t channels;
+  bool matte, over;
+};
+
+// The operations on one patch; superimpose.h says what each does.
+template <class A>
+struct PasteKernels {
+  void (*blend)(const BoxPlan<A>&, const View<const A>& patch, const Blend<A>&, int64_t begin, int64_t end,
+                Scratch<A>&);
+  void (*turn)(const BoxPlan<A>&, const Blend<A>&, int64_t begin, int64_t end, Scratch<A>&);
+  BoxSum (*shares)(const BoxPlan<A>&, const View<const A>& grad, int64_t begin, int64_t end, Scratch<A>&);
+};
+
+// Each is compiled in a file of its own, for double, float, Half, BFloat16 and uint8_t, those of patches for the
+// types of sums.
 namespace plain {
 template <class T>
 Kernels<T> kernels();
-}
+template <class A>
+PasteKernels<A> paste_kernels();
+}  // namespace plain
 #if DIFFCROP_X86
 namespace avx2 {
 template <class T>
 Kernels<T> kernels();
-}
+template <class A>
+PasteKernels<A> paste_kernels();
+}  // namespace avx2
 namespace avx512 {
 template <class T>
 Kernels<T> kernels();
-}
+template <class A>
+PasteKernels<A> paste_kernels();
+}  // namespace avx512
 #endif
 
 }  // namespace diffcrop

@@ -18,6 +18,7 @@
 #include "passes.h"
 #include "points.h"
 #include "resample.h"
+#include "superimpose.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

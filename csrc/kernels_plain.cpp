@@ -8,3 +8,4 @@
 #include "passes.h"
 #include "points.h"
 #include "resample.h"
+#include "superimpose.h"

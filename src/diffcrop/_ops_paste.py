@@ -39,15 +39,12 @@ _library.define(
 )
 _paste, _paste_backward = torch.ops.diffcrop.paste.default, torch.ops.diffcrop.paste_backward.default
 
-_HAS_KERNELS = False
-
 
 def choose(impl: str | None, patches: Tensor, axes: int) -> str:
     """As `_ops.choose`; there are no kernels for GPUs."""
     if impl is None and patches.device.type != "cpu":
         return "reference"
-    chosen = _ops.choose(impl, patches, axes)
-    return chosen if _HAS_KERNELS else "reference"
+    return _ops.choose(impl, patches, axes)
 
 
 def paste(
@@ -69,7 +66,7 @@ def paste(
     Differentiable in patches, alpha, boxes and canvas.
     """
     rules = Rules(alpha is not None, over)
-    sums = dtype if rules.moves(options) else sum_dtype(dtype)
+    sums = dtype if rules.moves(options, dtype) else sum_dtype(dtype)
     channels_last = is_channels_last(patches if canvas is None else canvas)
     patches = patches.to(sums)
     if alpha is not None:

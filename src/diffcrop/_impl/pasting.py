@@ -42,9 +42,9 @@ class Rules(NamedTuple):
     matte: bool
     over: bool
 
-    def moves(self, options: Options) -> bool:
-        """Whether pixels are only moved, in any dtype."""
-        return options.mode == "nearest" and self.over and not self.matte
+    def moves(self, options: Options, dtype: torch.dtype) -> bool:
+        """Whether whole numbers are only moved."""
+        return options.mode == "nearest" and self.over and not self.matte and not dtype.is_floating_point
 
 
 @in_full_precision
@@ -108,21 +108,24 @@ def _sound(count: int, boxes: Tensor, index: Tensor | None) -> _Sound:
 
 
 class _Axis(NamedTuple):
-    """One axis of R boxes: the canvas's ends in each patch, and the canvas pixels that are asked for."""
+    """One axis of R boxes: the canvas pixels that are asked for, and the ends of these in each patch."""
 
     lo: Tensor
     hi: Tensor
-    pixels: int
-    side: int
     outputs: tuple[int, int]
+    side: int
+
+    @property
+    def pixels(self) -> int:
+        return self.outputs[1] - self.outputs[0]
 
     def matrix(self, options: Options) -> Tensor:
         """(R, canvas pixels, patch pixels)."""
-        return _axis.weights(self.lo, self.hi, self.pixels, self.side, options, outputs=self.outputs)
+        return _axis.weights(self.lo, self.hi, self.pixels, self.side, options)
 
     def nearest(self, options: Options) -> tuple[Tensor, Tensor]:
         center, _ = _axis.sampling(self.lo.detach(), self.hi.detach(), self.pixels, False)
-        return _axis.nearest(center[..., slice(*self.outputs)], self.side, options)
+        return _axis.nearest(center, self.side, options)
 
 
 def _axes(boxes: Tensor, sides: Sequence[int], spatial: Sequence[int], looking: bool, options: Options) -> list[_Axis]:
@@ -131,7 +134,7 @@ def _axes(boxes: Tensor, sides: Sequence[int], spatial: Sequence[int], looking: 
         lo, hi = boxes[:, count - 1 - axis], boxes[:, 2 * count - 1 - axis]  # boxes name x first, tensors have it last
         outputs = touched(float(lo.detach()), float(hi.detach()), n, pixels, options) if looking else (0, pixels)
         scale = n / (hi - lo)
-        result.append(_Axis(-lo * scale, (pixels - lo) * scale, pixels, n, outputs))
+        result.append(_Axis((outputs[0] - lo) * scale, (outputs[1] - lo) * scale, outputs, n))
     return result
 
 
@@ -146,8 +149,8 @@ def touched(lo: float, hi: float, n: int, pixels: int, options: Options) -> tupl
 
 
 def _layer(patches: Tensor, axes: list[_Axis], rules: Rules, options: Options) -> tuple[Tensor, Tensor]:
-    """V (R, C, *outputs) and m (R, 1, *outputs)."""
-    if rules.moves(options):
+    """The colour v (R, C, *outputs) and the matte m (R, 1, *outputs)."""
+    if rules.moves(options, patches.dtype):
         inside = torch.ones((), dtype=torch.bool, device=patches.device)
         for d, axis in enumerate(axes, 2):
             pixel, there = axis.nearest(options)
