@@ -42,7 +42,7 @@ double reach_of(const Options& options, double width) {
     case Mode::area:
       return 0.5 * (width + 1);
     case Mode::gaussian:
-      return 6 * options.sigma * width;
+      return 6 * options.parameter * width;
     default:
       return width;
   }
