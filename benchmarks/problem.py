@@ -18,6 +18,8 @@ from .cases import Case
 # that computes positions in float32 (off by up to 3e-4 pixels on the largest image) would be on a side by chance.
 MARGIN = 1e-3
 _TRIES = 400
+# Of a bin of RoIAlign, along each axis.
+SAMPLES = 2
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,28 @@ def crop_of(case: Case) -> Callable[..., Tensor]:
         return lambda images, boxes, *rest, **options: diffcrop.crop_quad(
             images, boxes.unflatten(-1, (4, 2)), *rest, **options
         )
+    if case.shape == "roi":
+        return _roi_align
     return diffcrop.crop_rotated if case.shape == "rotated" else diffcrop.crop
+
+
+def _roi_align(
+    images: Tensor,
+    boxes: Tensor,
+    size: tuple[int, int],
+    *,
+    batch_index: Tensor | None = None,
+    coords: str = "pixel",
+    impl: str | None = None,
+    **_: Any,
+) -> Tensor:
+    """With torchvision's rows (index, x0, y0, x1, y1); as many boxes to each image."""
+    if batch_index is None:
+        batch_index = torch.arange(len(images)).repeat_interleave(len(boxes) // len(images))
+    if coords != "pixel":
+        boxes = diffcrop.convert_boxes(boxes, images.shape[-2:], from_coords=coords)
+    rows = torch.cat([batch_index[:, None].to(boxes.dtype), boxes], 1)
+    return diffcrop.roi_align(images, rows, size, 1.0, SAMPLES, True, impl=impl)
 
 
 def make(case: Case) -> Problem:
@@ -90,7 +113,7 @@ def make(case: Case) -> Problem:
     for first, pixels, n in ((0, width, case.size[1]), (1, height, case.size[0])):
         for row in range(rows):
             boxes[row, first], boxes[row, first + 2] = _axis(case, pixels, n, generator)
-    if case.shape != "upright":
+    if case.shape not in ("upright", "roi"):
         boxes = _turned(boxes, case, generator)
     result = dtype if dtype.is_floating_point else torch.float32
     cotangent = torch.randn(rows, channels, *case.size, generator=generator).to(result)

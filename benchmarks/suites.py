@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .cases import SAMPLED, TABLE, A, Case, D, antialiased
+from .rois import ROIS
 from .warps import WARPS
 
 RESIZED = ("slices", "pillow", "jax")
@@ -117,10 +118,11 @@ SUITES = {
     "table": TABLE,
     "full": (*TABLE, *MORE),
     "warp": WARPS,
+    "roi": ROIS,
     "growth": GROWTH,
     "memory": tuple(case for case in (*TABLE, *MORE) if case.name in _SOME),
 }
-CASES = {case.name: case for case in (*TABLE, *MORE, *WARPS, *GROWTH)}
+CASES = {case.name: case for case in (*TABLE, *MORE, *WARPS, *ROIS, *GROWTH)}
 
 
 def shrunk(case: Case) -> Case:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import diffcrop
 
-from .problem import Problem, wants
+from .problem import SAMPLES, Problem, wants
 
 LINE = 64
 # Distance from an output's position, in widths, at which a filter has fallen to zero. An averaged pixel is counted by
@@ -60,14 +60,15 @@ def touched_bytes(problem: Problem) -> int:
     total = 0
     for image in range(count):
         read = np.zeros((height, lines), dtype=bool)
-        if case.shape != "upright":
+        if case.shape not in ("upright", "roi"):
             read |= _touched_lines(problem, image, first, last, lines)
             total += int((read * sizes).sum()) * planes
             continue
         for x0, y0, x1, y1 in problem.boxes[problem.owner == image].tolist():
-            rows = taps(y0, y1, case.size[0], height, *filter_)
+            each = SAMPLES if case.shape == "roi" else 1
+            rows = taps(y0, y1, each * case.size[0], height, *filter_)
             ends = np.zeros(lines + 1, dtype=int)
-            for column in taps(x0, x1, case.size[1], width, *filter_).nonzero()[0]:
+            for column in taps(x0, x1, each * case.size[1], width, *filter_).nonzero()[0]:
                 ends[first[column]] += 1
                 ends[last[column] + 1] -= 1
             read |= rows[:, None] & (np.cumsum(ends)[:-1] > 0)

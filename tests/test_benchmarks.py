@@ -42,7 +42,7 @@ def verdicts(case, peer, passes=PASSES):
 
 
 def test_names_are_unique():
-    everything = [*SUITES["full"], *SUITES["warp"], *GROWTH]
+    everything = [*SUITES["full"], *SUITES["warp"], *SUITES["roi"], *GROWTH]
     assert len({case.name for case in everything}) == len(everything) == len(CASES)
     assert set(TABLE) <= set(SUITES["full"])
 

@@ -15,7 +15,7 @@ def _prepare(problem: Problem, pass_: str, plain: bool = False) -> Prepared:
     """One box per image, or K boxes (K, 4) of a single image (C, H, W): forms of the documentation."""
     images = problem.images.float().contiguous() if plain else problem.images
     cotangent = problem.cotangent.float().contiguous() if plain else problem.cotangent
-    if problem.case.boxes > 1:
+    if problem.case.boxes > 1 and problem.case.shape != "roi":
         (images,) = images
     crop = partial(crop_of(problem.case), size=problem.case.size, **problem.options())
 
@@ -36,7 +36,7 @@ _FLOAT32 = Tolerance(
     reason="sums in float32, positions in float64; a box gradient is a sum over the whole crop of terms that cancel",
 )
 
-DIFFCROP = Peer("diffcrop", "`diffcrop.crop`, `crop_rotated` or `crop_quad`", _prepare, _meaning, _FLOAT32)
+DIFFCROP = Peer("diffcrop", "`diffcrop.crop`, `crop_rotated`, `crop_quad` or `roi_align`", _prepare, _meaning, _FLOAT32)
 PLAIN = Peer(
     "plain",
     "`diffcrop.crop`, the same case in float32 and contiguous",

@@ -160,7 +160,7 @@ def _as_it_is(problem: Problem) -> Meaning:
 
 
 def _slanted(case: Case) -> str | None:
-    if case.shape == "upright":
+    if case.shape in ("upright", "roi"):
         return "for boxes that do not lie upright"
     return "does not antialias" if case.antialias or case.mode != "bilinear" else None
 
