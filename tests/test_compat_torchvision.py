@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from diffcrop.compat.torchvision import resized_crop
+import diffcrop
+from diffcrop.compat.torchvision import resized_crop, roi_align
 
 f64 = torch.float64
 
@@ -198,3 +199,44 @@ def test_errors(error, arguments, said):
     with pytest.raises(error) as caught:
         resized_crop(**given)
     assert all(part in str(caught.value) for part in said), str(caught.value)
+
+
+def by_loops(features, boxes, size, scale, ratio, aligned):
+    """RoIAlign as torchvision documents it: the mean of ratio x ratio bilinear samples of each bin."""
+    offset = 0.5 if aligned else 0.0
+    out = torch.zeros(len(boxes), features.shape[1], *size, dtype=f64)
+
+    def sample(image, y, x):
+        if not (-1 <= y <= image.shape[1] and -1 <= x <= image.shape[2]):
+            return 0.0
+        y, x = min(max(y, 0.0), image.shape[1] - 1), min(max(x, 0.0), image.shape[2] - 1)
+        t, l = int(y), int(x)  # noqa: E741
+        b, r = min(t + 1, image.shape[1] - 1), min(l + 1, image.shape[2] - 1)
+        upper = image[:, t, l] * (1 - x + l) + image[:, t, r] * (x - l)
+        return upper * (1 - y + t) + (image[:, b, l] * (1 - x + l) + image[:, b, r] * (x - l)) * (y - t)
+
+    for k, (index, *corners) in enumerate(boxes.tolist()):
+        x0, y0, x1, y1 = (c * scale - offset for c in corners)
+        height, width = y1 - y0, x1 - x0
+        if not aligned:
+            height, width = max(height, 1.0), max(width, 1.0)
+        for i in range(size[0]):
+            for j in range(size[1]):
+                for a in range(ratio):
+                    for c in range(ratio):
+                        y = y0 + (i + (a + 0.5) / ratio) * height / size[0]
+                        x = x0 + (j + (c + 0.5) / ratio) * width / size[1]
+                        out[k, :, i, j] += sample(features[int(index)], y, x) / ratio**2
+    return out
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_roi_align(aligned, generator):
+    """In torchvision's order of arguments."""
+    features = torch.rand(2, 3, 6, 7, generator=generator, dtype=f64)
+    boxes = torch.tensor([[1, 2.2, 3.4, 9.6, 11.8], [0, -3.1, 1.3, 6.2, 4.4], [1, 4, 4, 4.5, 4.6]], dtype=f64)
+    found = roi_align(features, boxes, (2, 3), 0.5, 2, aligned)
+    torch.testing.assert_close(found, by_loops(features, boxes, (2, 3), 0.5, 2, aligned), rtol=0, atol=1e-12)
+    assert torch.equal(roi_align(features, boxes, 2), diffcrop.roi_align(features, boxes, 2))
+    listed = [boxes[1:2, 1:], boxes[[0, 2], 1:]]
+    assert torch.equal(roi_align(features, listed, 2), roi_align(features, boxes[[1, 0, 2]], 2))

@@ -1,7 +1,8 @@
-"""torchvision's ``transforms.v2.functional.resized_crop``, which slices first and resizes then.
+"""torchvision's ``ops.roi_align``, and ``transforms.v2.functional.resized_crop``, which slices first and resizes then.
 
 What differs from torchvision:
 
+* ``roi_align`` has gradients by the boxes, and derivatives of every order. A NaN box gives NaN for itself alone.
 * The slice may lie anywhere, not only on whole pixels, with gradients to all four of its numbers, to every order.
 * Integers other than bytes are resized too, and all of them rounded once.
 * Sums are kept in float32, positions in float64.
@@ -21,11 +22,47 @@ import diffcrop
 
 from . import _arguments
 
-__all__ = ["resized_crop"]
+__all__ = ["resized_crop", "roi_align"]
 
 _INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "nearest-exact")
 # Pillow's numbers, which torchvision takes as well.
 _NUMBERED = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+
+
+def roi_align(
+    input: Tensor,  # noqa: A002  (torchvision's name)
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | Sequence[int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> Tensor:
+    r"""``torchvision.ops.roi_align``: `diffcrop.roi_align` with torchvision's arguments alone.
+
+    Args:
+        input: (B, C, H, W).
+        boxes: (K, 5), rows (index, x0, y0, x1, y1), or a list of B tensors (K_b, 4).
+        output_size: (h, w), or one int for both.
+        spatial_scale: what box coordinates are multiplied with.
+        sampling_ratio: samples along each axis of a bin; 0 and less (the default: ``-1``): as many as the bin is long.
+        aligned: whether boxes are shifted by half a pixel, as they mean in `diffcrop.crop`.
+
+    Returns:
+        (K, C, h, w), differentiable in ``input`` and ``boxes``.
+
+    Raises:
+        TypeError, ValueError: as `diffcrop.roi_align`.
+
+    >>> import torch
+    >>> from diffcrop.compat.torchvision import roi_align
+    >>> features = torch.arange(36.0).reshape(1, 1, 6, 6)
+    >>> boxes = torch.tensor([[0, 1.0, 1.0, 5.0, 3.0]], requires_grad=True)
+    >>> roi_align(features, boxes, (1, 2), 1.0, 2, True).sum().backward()
+    >>> boxes.grad  # None from torchvision
+    tensor([[0., 1., 6., 1., 6.]])
+
+    """
+    return diffcrop.roi_align(input, boxes, output_size, spatial_scale, sampling_ratio, aligned)
 
 
 def resized_crop(
