@@ -11,6 +11,6 @@ as well as by the pixels. Each module says what else differs.
 torch.Size([1, 3, 4, 3])
 """
 
-from . import jax, tensorflow, torchvision
+from . import jax, kornia, tensorflow, torchvision
 
-__all__ = ["jax", "tensorflow", "torchvision"]
+__all__ = ["jax", "kornia", "tensorflow", "torchvision"]
