@@ -66,6 +66,7 @@ recovery: .venv/.bench ## which boxes are found again, by which method, and the 
 examples: venv ## the examples with pictures, in examples-out/: five minutes or so
 	$(BIN)/python examples/zoom_video.py -o $(EXAMPLES_OUT)/zoom_video
 	$(BIN)/python examples/refine_roi.py -o $(EXAMPLES_OUT)/refine_roi
+	$(BIN)/python examples/fit_sprites.py -o $(EXAMPLES_OUT)/fit_sprites
 	$(BIN)/python examples/learn_where_to_look.py -o $(EXAMPLES_OUT)/learn_where_to_look
 
 # Whatever Python has a PyTorch for the GPU, with pytest; nothing is installed.

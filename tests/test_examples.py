@@ -158,6 +158,26 @@ def test_refine_roi_refines(tmp_path):
     assert refined > start + 0.15
 
 
+def test_fit_sprites_runs(tmp_path):
+    """And a few steps bring the boxes nearer, from a start of a tenth of a side."""
+    said = run("examples/fit_sprites.py", "-o", tmp_path, "--steps", 25, "--pictures", 1)
+    assert said.count("median error") == 6
+    assert is_picture(tmp_path / "fit_sprites.png")
+    near = json.loads((tmp_path / "fit_sprites.json").read_text())["starts"]["0.1"]
+    assert near["diffcrop.paste"]["median"] < 0.5 * near["start"]["median"]
+
+
+def test_the_sprites_of_the_page():
+    example = load(ROOT / "examples" / "fit_sprites.py")
+    said = re.search(r"<!-- sprites:begin -->\n(.*)<!-- sprites:end -->", (DOCS / "paste.md").read_text(), re.DOTALL)
+    assert said[1] == example.table(json.loads((DOCS / "fit_sprites.json").read_text()))
+
+
+def test_the_picture_of_pastes(tmp_path):
+    run("docs/make_paste.py", "-o", tmp_path)
+    assert is_picture(tmp_path / "paste.png")
+
+
 def test_the_landscapes(tmp_path):
     said = run("docs/make_landscapes.py", "-o", tmp_path)
     found = re.findall(r"^reduction +(\d+)  (\S+).* ([\d.]+) of", said, re.MULTILINE)
@@ -167,13 +187,13 @@ def test_the_landscapes(tmp_path):
     assert is_picture(tmp_path / "loss_landscapes.png")
 
 
-@pytest.mark.parametrize("name", ["box_gradients.md", "learn_where_to_look.md"])
+@pytest.mark.parametrize("name", ["box_gradients.md", "learn_where_to_look.md", "paste.md"])
 def test_the_code_of_the_pages_runs(name):
     for example in re.findall(r"^```python\n(.*?)^```", (DOCS / name).read_text(), re.DOTALL | re.MULTILINE):
         exec(compile(example, name, "exec"), {})
 
 
-@pytest.mark.parametrize("name", ["loss_landscapes.png", "learn_where_to_look.png"])
+@pytest.mark.parametrize("name", ["loss_landscapes.png", "learn_where_to_look.png", "paste.png", "fit_sprites.png"])
 def test_the_pictures_of_the_pages_are_small(name):
     path = DOCS / "images" / name
     assert path.stat().st_size < 300_000
