@@ -50,7 +50,15 @@ WARPS = (
         peers=("warp recipe", "warp opencv"),
         targets=(Target("forward", "warp recipe", 3), Target("boxes", "warp recipe", 3)),
     ),
-    replace(_MANY, name="W-features", about="64 rotated boxes of feature maps", images=(1, 256, 64, 64), size=(7, 7)),
+    replace(
+        _MANY,
+        name="W-features",
+        about="64 rotated boxes of feature maps",
+        images=(1, 256, 64, 64),
+        size=(7, 7),
+        share=(0.1, 0.5),
+        peers=("warp recipe", "warp kornia"),
+    ),
     *(
         replace(case, name=f"{case.name}-antialiased", about=f"{case.about}, antialiased", **_NO_PEERS)
         for case in (_TURNED, _MANY, _QUADS)

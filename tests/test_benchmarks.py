@@ -104,7 +104,7 @@ def test_boxes_keep_off_kinks():
 # --- the gate ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", SUITES["full"], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*SUITES["full"], *SUITES["warp"]], ids=lambda case: case.name)
 def test_the_gate_is_green_for_every_peer(case):
     for peer in entrants(case, [name for name in case.peers if name not in COMPILERS]):
         for pass_, verdict in verdicts(case, peer):
