@@ -29,10 +29,10 @@ def some_boxes(count, generator):
     return rand(count, 5, generator=generator) * spread - torch.tensor([0, 0, 8, 8, 360], dtype=f64)
 
 
-def some_quads(count, generator):
+def some_quads(count, generator, jitter=4):
     """Convex, half of them mirrored: jittered by less than makes them concave."""
     square = torch.tensor([[0, 0], [10, 0], [10, 8], [0, 8]], dtype=f64)
-    quads = square + (rand(count, 4, 2, generator=generator) - 0.5) * 4
+    quads = square + (rand(count, 4, 2, generator=generator) - 0.5) * jitter
     return torch.where(torch.arange(count)[:, None, None] % 2 == 0, quads, quads.flip(1))
 
 

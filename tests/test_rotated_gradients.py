@@ -41,7 +41,8 @@ def example(function, generator, which, mode="bicubic", antialias=True, padding_
         if keywords["angle_unit"] == "radians":
             place[:, 4] *= math.pi / 180
     elif function is crop_quad:
-        place = some_quads(3, generator) * 0.5 * scale
+        # Filters reach over three outputs beyond a crop, which here is nearly its size: not as far as the horizon.
+        place = some_quads(3, generator, 1) * 0.5 * scale
     else:
         place = rotated_to_matrix(some_boxes(3, generator) * 0.5, SIZE)
         if coords != "pixel":

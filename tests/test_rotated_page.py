@@ -40,6 +40,17 @@ def test_the_equalities_are_those_of_the_page(script):
             assert float(now) == pytest.approx(float(written), rel=0.3)
 
 
+def test_the_quality_is_that_of_the_page(script):
+    recorded = cells(re.search(r"<!-- quality:begin -->\n(.*?)\n<!-- quality:end -->", PAGE.read_text(), re.S)[1])
+    assert len(recorded) == len(script.CASES)
+    for reductions, row in list(zip(script.CASES, recorded, strict=True))[::3]:
+        assert row[0] == f"{reductions[0]:g} x {reductions[1]:g}"
+        errors = [script.quality(reductions, 30.0, "bilinear", antialias) for antialias in (True, False)]
+        assert errors[0] == pytest.approx(float(row[2]), rel=0.05, abs=1e-4)
+        assert errors[1] == pytest.approx(float(row[4]), rel=0.05)
+        assert errors[0] < errors[1] / 4
+
+
 def test_the_page_runs():
     examples = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     assert len(examples) == 2
