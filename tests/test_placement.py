@@ -253,6 +253,16 @@ def test_what_is_convex(generator):
     assert _homography.convex(thin)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e5])
+def test_how_nearly_three_corners_may_lie_on_a_line(scale):
+    """Up to the documented sine of the angle at the corner between them, whatever the size."""
+    for sine, expected in ((2.0**-19, True), (2.0**-21, False), (-(2.0**-19), False)):
+        quad = torch.tensor([[0, 0], [1, -sine], [2, 0], [1, 2]], dtype=f64) * scale
+        # Both sides of corner 1 lean by half of what they enclose.
+        quad[1, 1] /= 2
+        assert bool(_homography.convex(quad)) is expected
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.floats(-100, 100, width=32), min_size=8, max_size=8))
 def test_convexity_is_a_finite_map_of_the_square(numbers):

@@ -95,6 +95,13 @@ def test_quarter_turns_are_exact(impl, mode, padding_mode, generator):
         assert warp(image, rotated_to_matrix(box, sides[::-1]), sides[::-1], **how).equal(expected)
 
 
+def test_radians_are_degrees(impl, generator):
+    image, boxes = rand(2, *SHAPE, generator=generator), some_boxes(10, generator)
+    radians = boxes * torch.tensor([1, 1, 1, 1, math.pi / 180], dtype=f64)
+    found = crop_rotated(image, radians, SIZE, angle_unit="radians", antialias=False, impl=impl)
+    same(found, crop_rotated(image, boxes, SIZE, antialias=False, impl=impl))
+
+
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("mode", WARP_MODES)
 def test_negative_sides_mirror(impl, mode, align_corners, generator):

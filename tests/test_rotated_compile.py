@@ -68,6 +68,10 @@ def test_compiled_rows_of_the_table(impl, row, generator):
     agree(torch.compile(call, fullgraph=True, backend="aot_eager")(i, b, index), call(i, b, index), 1e-13)
 
 
+# The reference takes minutes.
+@pytest.mark.parametrize(
+    "impl", [n if n == "cpu" else pytest.param(n, marks=pytest.mark.slow) for n in IMPLEMENTATIONS]
+)
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_one_graph_for_many_sizes(impl, function, generator):
     counter = CompileCounterWithBackend("aot_eager")
