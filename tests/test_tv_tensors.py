@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 import pytest
@@ -154,6 +155,38 @@ def test_roi_align(form, corners, generator):
     assert (grad != 0).any()
 
 
+def turned_corners(x, y, w, h, degrees):
+    """torchvision's own way from XYWHR to the four corners."""
+    angle = math.radians(degrees)
+    c, s = math.cos(angle), math.sin(angle)
+    return [x, y, x + w * c, y - w * s, x + w * c + h * s, y - w * s + h * c, x + h * s, y + h * c]
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["image", "lists"])
+def test_rotated_formats(several, image):
+    """All three name the same crop, and each has its own gradient."""
+    numbers = [2.3, 4.1, 5.2, 3.3, 24.0]
+    eight = turned_corners(*numbers)
+    centre = [(eight[0] + eight[4]) / 2, (eight[1] + eight[5]) / 2, *numbers[2:]]
+    found = []
+    for form, row, function in (
+        ("XYWHR", numbers, diffcrop.crop_rotated),
+        ("CXCYWHR", centre, diffcrop.crop_rotated),
+        ("XYXYXYXY", eight, diffcrop.crop_quad),
+    ):
+        leaf = torch.tensor([row], dtype=f64, requires_grad=True)
+        boxes = BoundingBoxes(leaf, format=form, canvas_size=(H, W))
+        tagged = image.as_subclass(Image)
+        made = function([tagged], [boxes], SIZE) if several else function(tagged, boxes, SIZE)
+        assert type(made) is torch.Tensor
+        found.append(made)
+        (grad,) = torch.autograd.grad(made.square().sum(), leaf)
+        assert (grad != 0).all()
+    plain = diffcrop.crop_rotated(image, torch.tensor([centre], dtype=f64), SIZE)
+    for one in found:
+        torch.testing.assert_close(one, plain, rtol=0, atol=1e-12)
+
+
 def test_compiled(corners, image):
     """The tag breaks the graph, and is respected."""
     leaf = convert_boxes(corners, to_format="cxcywh")
@@ -197,6 +230,14 @@ def strange(**attributes):
     (lambda: convert_boxes(tv(), from_coords="unit"), ("coords='unit'",)),
     (lambda: diffcrop.map_boxes(tv(canvas=(5, 5)), BOXES[:1], 4), ("inner", "canvas of (5, 5)", "pixels of (4, 4)")),
     (lambda: paste(torch.zeros(2, 3, 4, 4), tv(), (4, 4), batch_size=2), ("canvas of (8, 11)", "canvases of (4, 4)")),
+    (lambda: diffcrop.crop_rotated(IMAGE, tv(), 4), ("boxes of format XYWH", "diffcrop.crop, not crop_rotated")),
+    (lambda: diffcrop.crop_quad(IMAGE, tv("XYWHR", data=torch.ones(1, 5)), 4), ("quads", "diffcrop.crop_rotated")),
+    (lambda: diffcrop.crop_rotated(IMAGE, tv("XYWHR", data=torch.ones(1, 5)), 4, coords="unit"), ("coords='unit'",)),
+    (lambda: diffcrop.crop_rotated(IMAGE, tv("XYWHR", (4, 4), torch.ones(1, 5)), 4), ("canvas of (4, 4)", "(8, 11)")),
+    (
+        lambda: diffcrop.crop_rotated(IMAGE, tv("CXCYWHR", data=torch.ones(1, 5)), 4, clockwise=True),
+        ("counter-clockwise", "clockwise=True"),
+    ),
     (lambda: roi_align(IMAGE[None], [tv("CXCYWHR", data=torch.ones(1, 5))], 2), ("boxes[0]", "crop_rotated")),
 ])  # fmt: skip
 def test_errors(call, said):

@@ -6,7 +6,7 @@ them. What comes out are plain tensors on the same graph, so the classes' own ru
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -77,6 +77,60 @@ def _read(boxes: Any, box_format: Any, coords: Any, name: str, argument: str) ->
             f"it out, or pass {name}.as_subclass(torch.Tensor)"
         )
     return Read(boxes.as_subclass(Tensor), own, (canvas_of(boxes, name),))
+
+
+def rotated(boxes: Any, images: Any, coords: Any, clockwise: bool, angle_unit: str) -> Any:
+    """Boxes of a rotated format as (cx, cy, w, h, angle), or lists of them; plain ones as they are.
+
+    Torchvision's angles are degrees, counter-clockwise on the screen, about the corner (x, y) for XYWHR.
+    """
+
+    def convert(one: Any, tag: str, name: str) -> Tensor:
+        if clockwise or angle_unit != "degrees":
+            raise ValueError(
+                f"{name} of format {tag} have angles in degrees, counter-clockwise, got clockwise={clockwise!r} and "
+                f"angle_unit={angle_unit!r}; leave them out"
+            )
+        bare = one.as_subclass(Tensor)
+        if tag == "CXCYWHR":
+            return bare
+        x, y, w, h, angle = bare.unbind(-1)
+        turn = torch.deg2rad(angle)
+        cos, sin = torch.cos(turn), torch.sin(turn)
+        return torch.stack([x + (w * cos + h * sin) / 2, y + (h * cos - w * sin) / 2, w, h, angle], -1)
+
+    return _turned(boxes, images, coords, "boxes", "crop_rotated", convert)
+
+
+def quads(value: Any, images: Any, coords: Any) -> Any:
+    """Boxes of format XYXYXYXY as corners (..., 4, 2), or lists of them; plain ones as they are."""
+    return _turned(
+        value, images, coords, "quads", "crop_quad", lambda one, *_: one.as_subclass(Tensor).unflatten(-1, (4, 2))
+    )
+
+
+def _turned(boxes: Any, images: Any, coords: Any, name: str, function: str, convert: Callable[..., Tensor]) -> Any:
+    listed = isinstance(boxes, (list, tuple))
+    if not any(map(is_bounding, boxes if listed else (boxes,))):
+        return boxes
+    made, canvases = [], []
+    for i, one in enumerate(boxes if listed else (boxes,)):
+        mine = f"{name}[{i}]" if listed else name
+        if not is_bounding(one):
+            made.append(one)
+            canvases.append(None)
+            continue
+        tag = format_of(one, mine)
+        if ROTATED.get(tag, "crop") != function:
+            raise ValueError(f"{mine} of format {tag} are for diffcrop.{ROTATED.get(tag, 'crop')}, not {function}")
+        if coords != "pixel":
+            raise ValueError(f"{mine} are in pixels of their canvas, got coords={coords!r}; leave it out")
+        made.append(convert(one, tag, mine))
+        canvases.append(canvas_of(one, mine))
+    each = images if isinstance(images, (list, tuple)) else [images]
+    if all(isinstance(image, Tensor) and image.ndim > 1 for image in each):  # else it is the caller's error
+        fits(canvases, [image.shape[-2:] for image in each], name=name)
+    return made if listed else made[0]
 
 
 def format_of(boxes: Any, name: str = "boxes") -> str:

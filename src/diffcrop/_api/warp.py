@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffcrop import _boxes, _check, _check_crop, _check_warp, _homography, _ops, _ops_warp
+from diffcrop import _bounding, _boxes, _check, _check_crop, _check_warp, _homography, _ops, _ops_warp
 from diffcrop._context import full_precision, plain
 
 from . import ragged
@@ -102,6 +102,8 @@ def crop_rotated(
     """
     _check_warp.clockwise(clockwise)
     _check_warp.angle_unit(angle_unit)
+    if type(boxes) is not Tensor:
+        boxes = _bounding.rotated(boxes, images, coords, clockwise, angle_unit)
     place = _ROTATED._replace(matrices=partial(_homography.from_rotated, clockwise=clockwise, angle_unit=angle_unit))
     return _crops(
         images,
@@ -180,6 +182,8 @@ def crop_quad(
     `quads_to_matrix`, and `rotated_to_quads` for the corners of rotated boxes.
 
     """
+    if type(quads) is not Tensor:
+        quads = _bounding.quads(quads, images, coords)
     return _crops(
         images,
         quads,
@@ -302,6 +306,8 @@ def _crops(
 ) -> Tensor:
     """Check everything, bring images to (B, C, H, W) and what says where to matrices (R, 3, 3), and warp."""
     kind, value = place.kind, ragged.parts(value)
+    if type(images) is not Tensor:
+        images = [*map(_bounding.bare, images)] if isinstance(images, (list, tuple)) else _bounding.bare(images)
     listed = isinstance(value, (list, tuple))
     if ragged.is_list(images):
         return _of_list(ragged.parts(images), value, size, batch_index, place, coords, options)
