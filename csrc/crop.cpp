@@ -2,23 +2,11 @@
 
 #include "nearest.h"
 #include "operators.h"
+#include "volume_calls.h"
 
 namespace {
 
 using namespace diffcrop;
-
-template <class A>
-std::vector<A> fill_of(const std::vector<double>& fill, int64_t channels) {
-  if (std::all_of(fill.begin(), fill.end(), [](double f) { return f == 0; })) return {};
-  std::vector<A> result(channels);
-  for (int64_t c = 0; c < channels; ++c) result[c] = static_cast<A>(fill[fill.size() == 1 ? 0 : c]);
-  return result;
-}
-
-template <class A>
-const A* or_null(const std::vector<A>& fill) {
-  return fill.empty() ? nullptr : fill.data();
-}
 
 // How the rows of each crop are cut into pieces: by sizes alone, so that partial sums depend neither on the threads nor
 // on the other boxes. `work`: multiply-adds of a row.
@@ -58,11 +46,6 @@ void fill_rows(const View<O>& out, int64_t height, int64_t width, int64_t m, int
       for (int64_t j = 0; j < width; ++j) out.at(c, f % height)[j * out.column] = values[c];
 }
 
-template <class O>
-std::vector<O> nans(int64_t channels) {
-  return std::vector<O>(channels, store<O>(std::numeric_limits<double>::quiet_NaN()));
-}
-
 template <class T>
 void crop_typed(const Tensor& images, const Boxes& boxes, const Sizes& size, const Options& options,
                 const std::vector<double>& fills, const Tensor& out) {
@@ -81,7 +64,7 @@ void crop_typed(const Tensor& images, const Boxes& boxes, const Sizes& size, con
                   .m = m,
                   .lookups = kernels.lookups,
                   .pixel = channels * static_cast<int64_t>(sizeof(T))};
-  boxes.each_run<A>(kBoxes, size, spatial(images), options, need, [&](int64_t first, const auto& plans) {
+  boxes.each_run<A>(boxes.run(), size, as_image(spatial(images)), options, need, [&](int64_t first, const auto& plans) {
     pieces.share(plans, [&](const BoxPlan<A>& box, int64_t r, int64_t piece, Scratch<A>& scratch) {
       const auto view = view_of(out, target, first + r);
       const int64_t begin = pieces.begin(piece), end = pieces.end(piece);
@@ -103,9 +86,9 @@ void jacobian_typed(const Tensor& images, const Boxes& boxes, const Sizes& size,
   const std::vector<A> fill = fill_of<A>(fills, channels);
   const Pieces pieces(channels * size[0], 32 * size[1]);
   const Need need{.derivatives = true, .across = true, .ability = {}, .lookups = kernels.lookups};
-  boxes.each_run<A>(kBoxes, size, spatial(images), options, need, [&](int64_t first, const auto& plans) {
+  boxes.each_run<A>(boxes.run(), size, as_image(spatial(images)), options, need, [&](int64_t first, const auto& plans) {
     pieces.share(plans, [&](const BoxPlan<A>& box, int64_t r, int64_t piece, Scratch<A>& scratch) {
-      const int64_t width = 4 * size[1], begin = pieces.begin(piece), end = pieces.end(piece);
+      const int64_t width = 2 * boxes.axes() * size[1], begin = pieces.begin(piece), end = pieces.end(piece);
       const View<O> view{target + (first + r) * channels * size[0] * width, size[0] * width, width, 1};
       if (!box.valid) return fill_rows(view, size[0], width, 1, begin, end, nans<O>(channels).data());
       kernels.jacobian(box, view_of(images, source, box.image), view, begin, end, or_null(fill), scratch);
@@ -131,7 +114,7 @@ void gram_typed(const Tensor& images, const Boxes& boxes, const Tensor& targets,
                   .lookups = kernels.lookups,
                   .pixel = channels * static_cast<int64_t>(sizeof(T))};
   using Products = std::array<double, kMostProducts>;
-  boxes.each_run<A>(kBoxes, size, spatial(images), options, need, [&](int64_t first, const auto& plans) {
+  boxes.each_run<A>(boxes.run(), size, as_image(spatial(images)), options, need, [&](int64_t first, const auto& plans) {
     const auto count = static_cast<int64_t>(plans.size());
     std::vector<Products> parts(count * channels * pieces.each);
     const auto one = [&](const BoxPlan<A>& box, int64_t r, int64_t piece, Scratch<A>& scratch) {
@@ -165,7 +148,7 @@ void grad_boxes_typed(const Tensor& grad, const Tensor& images, const Boxes& box
   using G = ResultOf<T>;
   const Kernels<T> kernels = kernels_of<T>();
   const int64_t channels = images.size(1), m = is_interleaved(images) ? channels : 1;
-  const Sizes size = spatial(grad);
+  const Sizes size = as_image(spatial(grad));
   const auto* const source = data_of<const T>(images);
   const auto* const cotangent = data_of<const G>(grad);
   const std::vector<A> fill = fill_of<A>(fills, channels);
@@ -178,7 +161,7 @@ void grad_boxes_typed(const Tensor& grad, const Tensor& images, const Boxes& box
       .m = m,
       .lookups = kernels.lookups,
       .pixel = channels * static_cast<int64_t>(sizeof(T))};
-  boxes.each_run<A>(kBoxes, size, spatial(images), options, need, [&](int64_t first, const auto& plans) {
+  boxes.each_run<A>(boxes.run(), size, as_image(spatial(images)), options, need, [&](int64_t first, const auto& plans) {
     const auto count = static_cast<int64_t>(plans.size());
     std::vector<BoxSum> parts(count * pieces.each);
     pieces.share(plans, [&](const BoxPlan<A>& box, int64_t r, int64_t piece, Scratch<A>& scratch) {
@@ -187,18 +170,12 @@ void grad_boxes_typed(const Tensor& grad, const Tensor& images, const Boxes& box
                                         pieces.begin(piece), pieces.end(piece), or_null(fill), scratch);
     });
     for (int64_t r = 0; r < count; ++r) {
-      std::array<double, 4> total = {0, 0, 0, 0};
-      if (!plans[r].valid) total.fill(std::numeric_limits<double>::quiet_NaN());
+      std::array<AxisSum, 3> total;
       for (int64_t piece = r * pieces.each; piece < (r + 1) * pieces.each; ++piece) {
         const auto& [y, x] = parts[piece];
-        total[0] += x.lo, total[1] += y.lo, total[2] += x.hi, total[3] += y.hi;
+        total[0].lo += x.lo, total[0].hi += x.hi, total[1].lo += y.lo, total[1].hi += y.hi;
       }
-      for (int64_t i = 0; i < 4; ++i) {
-        if (out.scalar_type() == ScalarType::Double)
-          data_of<double>(out)[(first + r) * 4 + i] = total[i];
-        else
-          data_of<float>(out)[(first + r) * 4 + i] = static_cast<float>(total[i]);
-      }
+      put_box(out, first + r, plans[r].valid, total);
     }
   });
 }
@@ -207,7 +184,8 @@ template <class G>
 void grad_images_typed(const Tensor& grad, const Boxes& boxes, const Options& options, const Tensor& out) {
   using A = SumOf<G>;
   const Kernels<G> kernels = kernels_of<G>();
-  const int64_t count = out.size(0), channels = out.size(1), height = out.size(2), width = out.size(3);
+  const Sizes pixels = as_image(spatial(out));
+  const int64_t count = out.size(0), channels = out.size(1), height = pixels[0], width = pixels[1];
   const int64_t m = is_interleaved(out) ? channels : 1, groups = channels / m;
   const auto* const cotangent = data_of<const G>(grad);
   auto* const target = data_of<G>(out);
@@ -234,11 +212,12 @@ void grad_images_typed(const Tensor& grad, const Boxes& boxes, const Options& op
                   .m = m,
                   .lookups = kernels.lookups,
                   .ahead = static_cast<double>(grad.numel()) * sizeof(G) > kCached};
-  boxes.each_run<A>(boxes.size(), spatial(grad), {height, width}, options, need, [&](int64_t, const auto& plans) {
-    for (int64_t r = 0; r < boxes.size(); ++r)
-      if (plans[r].valid) parts[plans[r].image].push_back({&plans[r], view_of(grad, cotangent, r)});
-    pass();
-  });
+  boxes.each_run<A>(boxes.size(), as_image(spatial(grad)), {height, width}, options, need,
+                    [&](int64_t, const auto& plans) {
+                      for (int64_t r = 0; r < boxes.size(); ++r)
+                        if (plans[r].valid) parts[plans[r].image].push_back({&plans[r], view_of(grad, cotangent, r)});
+                      pass();
+                    });
 }
 
 template <class T>
@@ -251,17 +230,18 @@ void nearest_typed(const Tensor& images, const Boxes& boxes, const Sizes& size, 
   for (int64_t c = 0; c < channels; ++c) fill[c] = store<T>(fills[fills.size() == 1 ? 0 : c]);
   constexpr bool floating = std::is_floating_point_v<T> || std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>;
   const Pieces pieces(channels * size[0], 2 * size[1]);
-  boxes.each_run<float>(kBoxes, size, spatial(images), options, {}, [&](int64_t first, const auto& plans) {
-    pieces.share(plans, [&](const BoxPlan<float>& box, int64_t r, int64_t piece, Scratch<float>&) {
-      const auto view = view_of(out, target, first + r);
-      const int64_t begin = pieces.begin(piece), end = pieces.end(piece);
-      if (box.valid) return nearest_rows<T>(box, view_of(images, source, box.image), view, begin, end, fill.get());
-      if constexpr (floating)
-        fill_rows(view, size[0], size[1], 1, begin, end, nans<T>(channels).data());
-      else
-        fill_rows(view, size[0], size[1], 1, begin, end, fill.get());
-    });
-  });
+  boxes.each_run<float>(
+      boxes.run(), size, as_image(spatial(images)), options, {}, [&](int64_t first, const auto& plans) {
+        pieces.share(plans, [&](const BoxPlan<float>& box, int64_t r, int64_t piece, Scratch<float>&) {
+          const auto view = view_of(out, target, first + r);
+          const int64_t begin = pieces.begin(piece), end = pieces.end(piece);
+          if (box.valid) return nearest_rows<T>(box, view_of(images, source, box.image), view, begin, end, fill.get());
+          if constexpr (floating)
+            fill_rows(view, size[0], size[1], 1, begin, end, nans<T>(channels).data());
+          else
+            fill_rows(view, size[0], size[1], 1, begin, end, fill.get());
+        });
+      });
 }
 
 ScalarType result_dtype(ScalarType image, Mode mode) {
@@ -274,11 +254,22 @@ void check_fill(const std::vector<double>& fill, const Tensor& images) {
 }
 
 void check_images(const Tensor& images, const Sizes& size) {
-  require(images.dim() == 4 && images.size(2) > 0 && images.size(3) > 0,
-          "images must have shape (B, C, H, W), not empty");
-  require(size.size() == 2 && size[0] > 0 && size[1] > 0, "size must be (h, w), at least 1");
+  const auto axes = static_cast<int64_t>(size.size());
+  const auto least = [](const Sizes& sizes) { return *std::min_element(sizes.begin(), sizes.end()); };
+  const auto most = [](const Sizes& sizes) { return *std::max_element(sizes.begin(), sizes.end()); };
+  require(
+      axes >= 1 && axes <= 3 && images.dim() == axes + 2 && least(spatial(images)) > 0,
+      "images must have shape (B, C, W), (B, C, H, W) or (B, C, D, H, W), not empty, and size a number for each axis");
+  require(least(size) > 0, "size must be at least 1 along every axis");
   // Runs of pixels are held in 32 bits.
-  require(std::max({images.size(2), images.size(3), size[0], size[1]}) < (int64_t{1} << 31), "axes must be below 2^31");
+  require(std::max(most(spatial(images)), most(size)) < (int64_t{1} << 31), "axes must be below 2^31");
+}
+
+// (N, channels, size).
+Sizes shape_of(int64_t count, int64_t channels, const Sizes& size) {
+  Sizes shape = {count, channels};
+  shape.insert(shape.end(), size.begin(), size.end());
+  return shape;
 }
 
 Tensor crop(const Tensor& images, const Tensor& boxes_tensor, const OptionalTensor& index, const Sizes& size,
@@ -287,14 +278,18 @@ Tensor crop(const Tensor& images, const Tensor& boxes_tensor, const OptionalTens
   check_images(images, size);
   check_fill(fill, images);
   const Options options = options_of(mode, antialias, padding, parameter, align_corners);
-  const Boxes boxes(boxes_tensor, index, images.size(0));
+  const Boxes boxes(boxes_tensor, index, images.size(0), images.dim() - 2);
   const ScalarType dtype = result_dtype(images.scalar_type(), options.mode);
-  const Tensor out = allocate({boxes.size(), images.size(1), size[0], size[1]}, dtype, images, channels_last);
+  const Tensor out = allocate(shape_of(boxes.size(), images.size(1), size), dtype, images, channels_last);
   if (images.size(1) == 0) return out;
-  if (options.mode == Mode::nearest)
-    dispatch_any(images.scalar_type(), [&]<class T>() { nearest_typed<T>(images, boxes, size, options, fill, out); });
+  if (boxes.axes() == 3)
+    crop_volumes(images, boxes, size, options, fill, out);
+  else if (options.mode == Mode::nearest)
+    dispatch_any(images.scalar_type(),
+                 [&]<class T>() { nearest_typed<T>(images, boxes, as_image(size), options, fill, out); });
   else
-    dispatch(images.scalar_type(), [&]<class T>() { crop_typed<T>(images, boxes, size, options, fill, out); });
+    dispatch(images.scalar_type(),
+             [&]<class T>() { crop_typed<T>(images, boxes, as_image(size), options, fill, out); });
   return out;
 }
 
@@ -304,22 +299,28 @@ Tensor crop_jacobian(const Tensor& images, const Tensor& boxes_tensor, const Opt
   check_images(images, size);
   check_fill(fill, images);
   const Options options = options_of(mode, antialias, padding, parameter, align_corners);
-  const Boxes boxes(boxes_tensor, index, images.size(0));
+  const Boxes boxes(boxes_tensor, index, images.size(0), images.dim() - 2);
   const ScalarType dtype = result_dtype(images.scalar_type(), options.mode);
-  const Tensor out = allocate({boxes.size(), images.size(1), size[0], size[1], 4}, dtype, images, false);
-  if (images.size(1) > 0)
-    dispatch(images.scalar_type(), [&]<class T>() { jacobian_typed<T>(images, boxes, size, options, fill, out); });
+  Sizes shape = shape_of(boxes.size(), images.size(1), size);
+  shape.push_back(2 * boxes.axes());
+  const Tensor out = allocate(shape, dtype, images, false);
+  if (images.size(1) == 0) return out;
+  if (boxes.axes() == 3)
+    jacobian_volumes(images, boxes, size, options, fill, out);
+  else
+    dispatch(images.scalar_type(),
+             [&]<class T>() { jacobian_typed<T>(images, boxes, as_image(size), options, fill, out); });
   return out;
 }
 
 Tensor crop_gram(const Tensor& images, const Tensor& boxes_tensor, const OptionalTensor& index, const Tensor& targets,
                  const std::string& metric, double huber, const std::string& mode, bool antialias,
                  const std::string& padding, const std::vector<double>& fill, double parameter, bool align_corners) {
-  require(targets.dim() == 4, "targets must have shape (R, C, h, w)");
+  require(targets.dim() == 4, "targets must have shape (R, C, h, w): of images alone");
   check_images(images, spatial(targets));
   check_fill(fill, images);
   const Options options = options_of(mode, antialias, padding, parameter, align_corners);
-  const Boxes boxes(boxes_tensor, index, images.size(0));
+  const Boxes boxes(boxes_tensor, index, images.size(0), images.dim() - 2);
   const bool moments = metric == "zncc", wide = images.scalar_type() == ScalarType::Double;
   require(moments || metric == "l2", "unknown metric");
   require(targets.size(0) == boxes.size() && targets.size(1) == images.size(1), "targets must have shape (R, C, h, w)");
@@ -339,26 +340,33 @@ Tensor crop_grad_boxes(const Tensor& grad, const Tensor& images, const Tensor& b
   check_images(images, spatial(grad));
   check_fill(fill, images);
   const Options options = options_of(mode, antialias, padding, parameter, align_corners);
-  const Boxes boxes(boxes_tensor, index, images.size(0));
+  const Boxes boxes(boxes_tensor, index, images.size(0), images.dim() - 2);
   require(grad.size(0) == boxes.size() && grad.size(1) == images.size(1), "grad must have shape (R, C, h, w)");
   require(grad.scalar_type() == result_dtype(images.scalar_type(), options.mode),
           "grad must have the dtype of the crop");
-  const Tensor out = allocate({boxes.size(), 4}, boxes_tensor.scalar_type(), boxes_tensor, false);
-  dispatch(images.scalar_type(), [&]<class T>() { grad_boxes_typed<T>(grad, images, boxes, options, fill, out); });
+  const Tensor out = allocate({boxes.size(), 2 * boxes.axes()}, boxes_tensor.scalar_type(), boxes_tensor, false);
+  if (boxes.axes() == 3)
+    grad_boxes_of_volumes(grad, images, boxes, options, fill, out);
+  else
+    dispatch(images.scalar_type(), [&]<class T>() { grad_boxes_typed<T>(grad, images, boxes, options, fill, out); });
   return out;
 }
 
 Tensor crop_grad_images(const Tensor& grad, const Tensor& boxes_tensor, const OptionalTensor& index,
                         const Sizes& image_shape, bool channels_last, const std::string& mode, bool antialias,
                         const std::string& padding, const std::vector<double>&, double parameter, bool align_corners) {
-  require(image_shape.size() == 4, "image_shape must be (B, C, H, W)");
+  require(image_shape.size() >= 3 && image_shape.size() <= 5, "image_shape must be (B, C, H, W)");
   const Tensor out = allocate(image_shape, grad.scalar_type(), grad, channels_last);
   check_images(out, spatial(grad));
   const Options options = options_of(mode, antialias, padding, parameter, align_corners);
-  const Boxes boxes(boxes_tensor, index, image_shape[0]);
+  const Boxes boxes(boxes_tensor, index, image_shape[0], out.dim() - 2);
   require(grad.size(0) == boxes.size() && grad.size(1) == image_shape[1], "grad must have shape (R, C, h, w)");
   require(grad.scalar_type() != ScalarType::Byte, "grad must be floating-point");
   if (image_shape[0] == 0 || image_shape[1] == 0) return out;
+  if (boxes.axes() == 3) {
+    grad_volumes(grad, boxes, options, out);
+    return out;
+  }
   dispatch(grad.scalar_type(), [&]<class G>() {
     if constexpr (!std::is_integral_v<G>) grad_images_typed<G>(grad, boxes, options, out);
   });

@@ -9,6 +9,7 @@
 #include <memory>
 #include <new>
 #include <optional>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -81,6 +82,7 @@ struct BoxPlan {
   bool valid = false;
   int64_t image = 0;
   bool ahead = false;   // whether the image is probably not in a cache
+  bool flat = false;    // whether this is a signal's, which has no y axis
   bool widens = false;  // whether the width of the filter depends on the box, where derivatives are asked for
   AxisPlan<A> y, x;
   Operator<A> across;  // x

@@ -1,5 +1,6 @@
 // The kernels for x86-64 with AVX-512.
 #include "kernels.h"
+#include "volumes.h"
 
 // Marked functions, not options for the whole file: with those the linker could take inline functions of the
 // standard library from here for everybody.
@@ -19,6 +20,7 @@
 #include "points.h"
 #include "resample.h"
 #include "superimpose.h"
+#include "volume_passes.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

@@ -1,5 +1,6 @@
 // The kernels for the oldest processors that the compiler serves.
 #include "kernels.h"
+#include "volumes.h"
 
 #define DIFFCROP_LEVEL plain
 #define DIFFCROP_LOOKUPS 0
@@ -9,3 +10,4 @@
 #include "points.h"
 #include "resample.h"
 #include "superimpose.h"
+#include "volume_passes.h"

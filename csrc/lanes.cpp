@@ -142,7 +142,14 @@ template <class A>
 RowOrder order_of(const Band<A>& y, const Operator<A>& x, const Ability& ability) {
   RowOrder order;
   order.points = are_points(y, x, ability);
-  if (order.points || !y.place.empty()) return order;
+  const auto sum = [](int64_t taps, int64_t length) { return static_cast<double>(taps * length) / kLanes; };
+  const int64_t width = x.band->outputs * x.m, columns = (x.band->last - x.band->first) * x.m;
+  if (order.points || !y.place.empty()) {
+    const auto rows = static_cast<double>(y.outputs);
+    order.cost = order.points ? 2 * rows * x.cost
+                              : sum(static_cast<int64_t>(y.weight.size()) + y.outputs, columns) + rows * x.cost;
+    return order;
+  }
   // Source rows are counted once for all neighbours that share them.
   int64_t outputs = 0, taps = 0, touched = 0, first = 0, last = 0;
   int64_t starts[kBatch] = {}, stops[kBatch] = {};
@@ -157,11 +164,10 @@ RowOrder order_of(const Band<A>& y, const Operator<A>& x, const Ability& ability
     order.reach =
         std::max(order.reach, *std::max_element(stops, stops + some) - *std::min_element(starts, starts + some));
   }
-  const auto sum = [](int64_t taps, int64_t length) { return static_cast<double>(taps * length) / kLanes; };
-  const int64_t width = x.band->outputs * x.m, columns = (x.band->last - x.band->first) * x.m;
   const double y_first = sum(taps + outputs, columns) + static_cast<double>(outputs) * x.cost;
   const double x_first = sum(2 * touched, columns) + static_cast<double>(touched) * x.cost + sum(taps + outputs, width);
   order.x_first = x_first < y_first;
+  order.cost = std::min(x_first, y_first);
   return order;
 }
 

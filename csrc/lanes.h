@@ -68,6 +68,7 @@ struct RowOrder {
   bool points = false;
   // Source rows from the first to the last that kBatch neighbouring outputs read, those that read nothing left out.
   int64_t reach = 1;
+  double cost = 0;  // cycles, roughly, of all outputs
 };
 
 // What the passes do with the numbers of a source row: make points of them where they lie side by side, and that in

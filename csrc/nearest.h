@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "volumes.h"
 
 namespace diffcrop {
 
@@ -19,6 +20,21 @@ void nearest_rows(const BoxPlan<A>& box, const View<const T>& image, const View<
       to[j * out.column] = inside ? row[box.x.start[j] * image.column] : fill;
     }
   }
+}
+
+// A brick of a volume's crop.
+template <class T, class A>
+void nearest_brick(const VolumePlan<A>& box, const Solid<const T>& volume, const Solid<T>& out, const Brick& brick,
+                   const T* fills) {
+  const T fill = fills[brick.c];
+  for (int64_t j = brick.j; j < brick.j_end; ++j)
+    for (int64_t i = brick.i; i < brick.i_end; ++i) {
+      const T* const row = volume.at(brick.c, box.z.start[j], box.y.start[i]);
+      T* const to = out.at(brick.c, j, i);
+      const bool there = box.z.count[j] > 0 && box.y.count[i] > 0;
+      for (int64_t k = 0; k < box.x.outputs; ++k)
+        to[k * out.column] = there && box.x.count[k] > 0 ? row[box.x.start[k] * volume.column] : fill;
+    }
 }
 
 }  // namespace diffcrop

@@ -13,6 +13,7 @@
 #endif
 
 #include <array>
+#include <numeric>
 #include <optional>
 #include <span>
 #include <stdexcept>
@@ -20,6 +21,7 @@
 #include <type_traits>
 
 #include "kernels.h"
+#include "volumes.h"
 
 namespace diffcrop {
 
@@ -60,6 +62,8 @@ constexpr double kFarthest = 1e100;
 constexpr int64_t kGrain = 1 << 15;
 // Boxes that are planned and cropped together: bounds the memory of the plans, whatever the number of boxes.
 constexpr int64_t kBoxes = 64;
+// The same for signals, whose plans are long for what they do.
+constexpr int64_t kSignalBoxes = 8;
 // Plans with room for more than so many numbers do not stay in memory for the next call.
 constexpr size_t kMostKept = 1 << 19;
 // Multiply-adds of a piece of a crop: what one thread takes at a time. Some pieces per thread even out their lengths.
@@ -83,14 +87,16 @@ T* data_of(const Tensor& tensor) {
     return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-// Item i of a tensor (N, channels, rows, columns).
+// Item i of a tensor (N, channels, rows, columns), or (N, channels, columns): a signal is an image of one row.
 template <class T>
 View<T> view_of(const Tensor& tensor, T* data, int64_t i) {
-  return {data + i * tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)};
+  const int64_t last = tensor.dim() - 1;
+  return {data + i * tensor.stride(0), tensor.stride(1), last == 3 ? tensor.stride(2) : 0, tensor.stride(last)};
 }
 
+// Whether the channels of a pixel are side by side.
 inline bool is_interleaved(const Tensor& tensor) {
-  return tensor.size(1) > 1 && tensor.stride(1) == 1 && tensor.stride(3) == tensor.size(1);
+  return tensor.size(1) > 1 && tensor.stride(1) == 1 && tensor.stride(tensor.dim() - 1) == tensor.size(1);
 }
 
 // Asks for large pages in a fresh tensor: of a large one, page faults are most of the cost. Advice that the system does
@@ -107,8 +113,9 @@ inline void advise_huge_pages(const Tensor& tensor) {
 }
 
 inline Tensor allocate(const Sizes& sizes, ScalarType dtype, const Tensor& like, bool channels_last) {
-  const auto format =
-      channels_last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous;
+  using torch::headeronly::MemoryFormat;
+  const auto last = sizes.size() == 5 ? MemoryFormat::ChannelsLast3d : MemoryFormat::ChannelsLast;
+  const auto format = channels_last ? last : MemoryFormat::Contiguous;
   const Tensor tensor = torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format);
   advise_huge_pages(tensor);
   return tensor;
@@ -123,24 +130,23 @@ struct Need {
   // Whether what is read comes from memory: known, or to be estimated from the bytes of a pixel, all channels.
   bool ahead = false;
   int64_t pixel = 0;
+  // Of volumes: planes and rows of what is made in one go.
+  BrickSize brick;
 };
 
-// The plan of a finite box (x0, y0, x1, y1).
+// What follows from the plans of y and x; `widens`: another axis does.
 template <class A>
-void plan_box(BoxPlan<A>& plan, const std::array<double, 4>& box, const Sizes& size, const Sizes& pixels,
-              const Options& options, const Need& need) {
+void complete_plan(BoxPlan<A>& plan, const Need& need, bool widens = false) {
   plan.across.m = need.m;
-  plan_axis<A>(plan.y, box[1], box[3], size[0], pixels[0], options, need.derivatives);
-  plan_axis<A>(plan.x, box[0], box[2], size[1], pixels[1], options, need.derivatives);
   if (need.across)
     make_operator<A>(plan.across, plan.x, need.m, {&plan.x.weight, &plan.x.by_center, &plan.x.by_width}, need.lookups);
   plan.order = {};
-  plan.widens = !plan.y.by_width.empty() || !plan.x.by_width.empty();
+  plan.widens = widens || !plan.y.by_width.empty() || !plan.x.by_width.empty();
   if (need.across && !need.derivatives) plan.order = order_of<A>(plan.y, plan.across, need.ability);
   if (!need.back) return;
   if (need.derivatives) {
     plan.order.points = !plan.widens && are_points<A>(plan.y, plan.across, need.ability);
-    if (!plan.widens) return;
+    if (!plan.widens || plan.flat) return;
   } else {
     transpose<A>(plan.y_back, plan.y);
   }
@@ -149,12 +155,47 @@ void plan_box(BoxPlan<A>& plan, const std::array<double, 4>& box, const Sizes& s
   if (!need.derivatives) plan.order_back = order_of<A>(plan.y_back, plan.back, need.ability);
 }
 
+// The plan of a finite box (x0, y0, x1, y1).
+template <class A>
+void plan_box(BoxPlan<A>& plan, const std::array<double, 4>& box, const Sizes& size, const Sizes& pixels,
+              const Options& options, const Need& need) {
+  plan.flat = false;
+  plan_axis<A>(plan.y, box[1], box[3], size[0], pixels[0], options, need.derivatives);
+  plan_axis<A>(plan.x, box[0], box[2], size[1], pixels[1], options, need.derivatives);
+  complete_plan<A>(plan, need);
+}
+
+// Of (x0, x1), as an image of one row.
+template <class A>
+void plan_signal(BoxPlan<A>& plan, const std::array<double, 2>& box, const Sizes& size, const Sizes& pixels,
+                 const Options& options, const Need& need) {
+  plan.flat = true;
+  plan_unit<A>(plan.y, need.derivatives);
+  plan_axis<A>(plan.x, box[0], box[1], size[1], pixels[1], options, need.derivatives);
+  complete_plan<A>(plan, need);
+}
+
+// Of (x0, y0, z0, x1, y1, z1).
+template <class A>
+void plan_volume(VolumePlan<A>& plan, const std::array<double, 6>& box, const Sizes& size, const Sizes& pixels,
+                 const Options& options, const Need& need) {
+  plan_axis<A>(plan.z, box[2], box[5], size[0], pixels[0], options, need.derivatives);
+  plan_axis<A>(plan.y, box[1], box[4], size[1], pixels[1], options, need.derivatives);
+  plan_axis<A>(plan.x, box[0], box[3], size[2], pixels[2], options, need.derivatives);
+  complete_plan<A>(plan, need, !plan.z.by_width.empty());
+  if (need.derivatives) return;
+  if (need.across) plan.volume_order = volume_order_of<A>(plan.z, plan.y, plan.across, plan.order, need.brick);
+  if (!need.back) return;
+  transpose<A>(plan.z_back, plan.z);
+  plan.volume_order_back = volume_order_of<A>(plan.z_back, plan.y_back, plan.back, plan.order_back, need.brick);
+}
+
 // The boxes of a call and the image that each of them reads.
 class Boxes {
  public:
-  Boxes(const Tensor& boxes, const OptionalTensor& index, int64_t images)
-      : boxes_(boxes), index_(index), images_(images) {
-    require(boxes.dim() == 2 && boxes.size(1) == 4, "boxes must have shape (R, 4)");
+  Boxes(const Tensor& boxes, const OptionalTensor& index, int64_t images, int64_t axes = 2)
+      : boxes_(boxes), index_(index), images_(images), axes_(axes) {
+    require(boxes.dim() == 2 && boxes.size(1) == 2 * axes, "boxes must have shape (R, 2 axes)");
     require(boxes.scalar_type() == ScalarType::Float || boxes.scalar_type() == ScalarType::Double,
             "boxes must be float32 or float64");
     if (index) {
@@ -166,6 +207,9 @@ class Boxes {
   }
 
   int64_t size() const { return boxes_.size(0); }
+  int64_t axes() const { return axes_; }
+  // As many as are planned together.
+  int64_t run() const { return axes_ == 1 ? kSignalBoxes : kBoxes; }
 
   int64_t image(int64_t r) const {
     if (index_) return data_of<const int64_t>(*index_)[r * index_->stride(0)];
@@ -178,51 +222,67 @@ class Boxes {
     return data_of<const float>(boxes_)[place];
   }
 
-  template <class A>
-  void plan(BoxPlan<A>& plan, int64_t r, const Sizes& size, const Sizes& pixels, const Options& options,
+  // Of images; or of signals, where sizes say one row. A VolumePlan is that of a volume.
+  template <class A, class Plan>
+  void plan(Plan& plan, int64_t r, const Sizes& size, const Sizes& pixels, const Options& options,
             const Need& need) const {
     plan.image = image(r);
     plan.valid = is_sound(r) && plan.image >= 0 && plan.image < images_;
-    if (plan.valid) plan_box<A>(plan, {at(r, 0), at(r, 1), at(r, 2), at(r, 3)}, size, pixels, options, need);
+    if (!plan.valid) return;
+    if constexpr (std::is_same_v<Plan, VolumePlan<A>>)
+      plan_volume<A>(plan, corners<6>(r), size, pixels, options, need);
+    else if (axes_ == 1)
+      plan_signal<A>(plan, corners<2>(r), size, pixels, options, need);
+    else
+      plan_box<A>(plan, corners<4>(r), size, pixels, options, need);
   }
 
   // Whether all corners are finite.
   bool is_sound(int64_t r) const {
-    for (int64_t i = 0; i < 4; ++i)
+    for (int64_t i = 0; i < 2 * axes_; ++i)
       if (!(std::abs(at(r, i)) <= kFarthest)) return false;  // NaN is not
     return true;
   }
 
   // Calls f(first, plans) for runs of up to `most` boxes.
-  template <class A, class F>
+  template <class A, class Plan = BoxPlan<A>, class F>
   void each_run(int64_t most, const Sizes& size, const Sizes& pixels, const Options& options, const Need& need,
                 const F& f) const {
     // They stay for the next call: getting memory from the system takes longer than a small crop.
-    static thread_local std::vector<BoxPlan<A>> kept;
+    static thread_local std::vector<Plan> kept;
     for (int64_t first = 0; first < this->size(); first += most) {
       const auto count = static_cast<size_t>(std::min(most, this->size() - first));
       if (kept.size() < count) kept.resize(count);
-      const std::span<BoxPlan<A>> plans(kept.data(), count);
-      parallel(static_cast<int64_t>(count), kGrain / (64 * (size[0] + size[1])),
+      const std::span<Plan> plans(kept.data(), count);
+      parallel(static_cast<int64_t>(count), kGrain / (64 * std::accumulate(size.begin(), size.end(), int64_t{0})),
                [&](int64_t r) { plan<A>(plans[r], first + r, size, pixels, options, need); });
-      const bool ahead = need.ahead || come_from_memory<A>(plans, need.pixel);
-      for (auto& plan : plans) plan.ahead = ahead;
-      f(first, std::span<const BoxPlan<A>>(plans));
+      if constexpr (std::is_same_v<Plan, BoxPlan<A>>) {
+        const bool ahead = need.ahead || come_from_memory<A>(plans, need.pixel);
+        for (auto& plan : plans) plan.ahead = ahead;
+      }
+      f(first, std::span<const Plan>(plans));
     }
     // An empty list assigned would keep the memory.
-    if (room_of<A>(kept) > kMostKept) std::vector<BoxPlan<A>>().swap(kept);
+    if (room_of<A>(kept) > kMostKept) std::vector<Plan>().swap(kept);
   }
 
  private:
+  template <size_t numbers>
+  std::array<double, numbers> corners(int64_t r) const {
+    std::array<double, numbers> result;
+    for (size_t i = 0; i < numbers; ++i) result[i] = at(r, static_cast<int64_t>(i));
+    return result;
+  }
+
   // The memory of plans, roughly: numbers that their longest parts have room for, used or not.
-  template <class A>
-  static size_t room_of(const std::vector<BoxPlan<A>>& plans) {
+  template <class A, class Plan>
+  static size_t room_of(const std::vector<Plan>& plans) {
     size_t room = 0;
+    const auto add = [&](const Band<A>& band) { room += band.weight.capacity() + band.offset.capacity(); };
     for (const auto& plan : plans) {
       room += sizeof(plan) / sizeof(A);
-      for (const Band<A>* band :
-           {static_cast<const Band<A>*>(&plan.y), static_cast<const Band<A>*>(&plan.x), &plan.y_back, &plan.x_back})
-        room += band->weight.capacity() + band->offset.capacity();
+      add(plan.y), add(plan.x), add(plan.y_back), add(plan.x_back);
+      if constexpr (std::is_same_v<Plan, VolumePlan<A>>) add(plan.z), add(plan.z_back);
     }
     return room;
   }
@@ -242,11 +302,51 @@ class Boxes {
 
   const Tensor& boxes_;
   const OptionalTensor& index_;
-  int64_t images_;
+  int64_t images_, axes_;
 };
 
+// Writes the derivative by box r, from those by the axes x, y, z.
+inline void put_box(const Tensor& out, int64_t r, bool valid, const std::array<AxisSum, 3>& sums) {
+  const int64_t axes = out.size(1) / 2;
+  for (int64_t i = 0; i < 2 * axes; ++i) {
+    const double sum = i < axes ? sums[i].lo : sums[i - axes].hi;
+    const double value = valid ? sum : std::numeric_limits<double>::quiet_NaN();
+    if (out.scalar_type() == ScalarType::Double)
+      data_of<double>(out)[r * 2 * axes + i] = value;
+    else
+      data_of<float>(out)[r * 2 * axes + i] = static_cast<float>(value);
+  }
+}
+
+template <class A>
+std::vector<A> fill_of(const std::vector<double>& fill, int64_t channels) {
+  if (std::all_of(fill.begin(), fill.end(), [](double f) { return f == 0; })) return {};
+  std::vector<A> result(channels);
+  for (int64_t c = 0; c < channels; ++c) result[c] = static_cast<A>(fill[fill.size() == 1 ? 0 : c]);
+  return result;
+}
+
+template <class A>
+const A* or_null(const std::vector<A>& fill) {
+  return fill.empty() ? nullptr : fill.data();
+}
+
+template <class O>
+std::vector<O> nans(int64_t channels) {
+  return std::vector<O>(channels, store<O>(std::numeric_limits<double>::quiet_NaN()));
+}
+
+// Pixels along every axis.
 inline Sizes spatial(const Tensor& tensor) {
-  return {tensor.size(2), tensor.size(3)};
+  Sizes result;
+  for (int64_t d = 2; d < tensor.dim(); ++d) result.push_back(tensor.size(d));
+  return result;
+}
+
+// The same for what is seen as images: a signal has one row.
+inline Sizes as_image(Sizes size) {
+  if (size.size() == 1) size.insert(size.begin(), 1);
+  return size;
 }
 
 enum class Level { plain, avx2, avx512 };

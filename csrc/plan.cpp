@@ -395,6 +395,16 @@ void plan_axis(AxisPlan<A>& plan, double lo, double hi, int64_t outputs, int64_t
 }
 
 template <class A>
+void plan_unit(AxisPlan<A>& plan, bool derivatives) {
+  plan.fraction.assign(1, 0);
+  plan.width_slope = 0;
+  Builder<A> builder(plan, 1, 1, derivatives, false);
+  const Weight one{1, 0, 0};
+  builder.append(0, 1, &one);
+  builder.finish();
+}
+
+template <class A>
 void transpose(Band<A>& result, const Band<A>& band) {
   const int64_t span = band.last - band.first;
   result.outputs = span, result.pixels = band.outputs, result.most = 0;
@@ -437,6 +447,8 @@ void transpose(Band<A>& result, const Band<A>& band) {
 
 template void plan_axis(AxisPlan<float>&, double, double, int64_t, int64_t, const Options&, bool);
 template void plan_axis(AxisPlan<double>&, double, double, int64_t, int64_t, const Options&, bool);
+template void plan_unit(AxisPlan<float>&, bool);
+template void plan_unit(AxisPlan<double>&, bool);
 template void transpose(Band<float>&, const Band<float>&);
 template void transpose(Band<double>&, const Band<double>&);
 

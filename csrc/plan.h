@@ -61,6 +61,10 @@ template <class A>
 void plan_axis(AxisPlan<A>& plan, double lo, double hi, int64_t outputs, int64_t pixels, const Options& options,
                bool derivatives);
 
+// The axis that a signal has beside its own: one output, which is the only pixel.
+template <class A>
+void plan_unit(AxisPlan<A>& plan, bool derivatives);
+
 // The transposed matrix, without the pixels that nothing reads at both ends: its output k is pixel band.first + k.
 template <class A>
 void transpose(Band<A>& result, const Band<A>& band);

@@ -334,11 +334,15 @@ BoxSum box_rows(const BoxPlan<A>& box, const View<const T>& image, const View<co
       rows[r] = row;
       read_row(g[r], grad.at(row.c, row.i), box.x.outputs, grad.column, m, grad.channel);
     }
-    if (box.widens) gather<false>(count, q, g, box.back, kValue);
+    if (box.widens && !box.flat) gather<false>(count, q, g, box.back, kValue);
     for (int64_t r = 0; r < count; ++r) {
       const auto [c, i] = rows[r];
       ahead(box.y, rows[r]);
       A* const lines[kOrders] = {v[r], by_center[r], by_width};
+      if (box.flat) {
+        vertical<1>(lines, box, image, c, i, fill, line);
+        continue;
+      }
       if (box.y.by_width.empty()) {
         vertical<2>(lines, box, image, c, i, fill, line);
       } else {
@@ -347,7 +351,7 @@ BoxSum box_rows(const BoxPlan<A>& box, const View<const T>& image, const View<co
       }
       if (box.widens) add_dot(center_dots, box.y.fraction[i], q[r], by_center[r], columns);
     }
-    if (!box.widens) {
+    if (!box.widens && !box.flat) {
       gather<false>(count, q, by_center, box.across, kValue);
       for (int64_t r = 0; r < count; ++r) add_dot(center_dots, box.y.fraction[rows[r].i], g[r], q[r], width);
     }
@@ -387,7 +391,7 @@ class Slopes {
         vertical<3>(sums, box_, image_, rows[r].c, rows[r].i, fill_, column_);
     }
     // Each term differentiates one of the axes, by the position or by the width.
-    along_y<false>(count, rows, slopes, kByCenter);
+    if (!box_.flat) along_y<false>(count, rows, slopes, kByCenter);
     if (!box_.y.by_width.empty()) along_y<true>(count, rows, slopes, kByWidth);
     along_x<false>(count, slopes, kByCenter);
     if (!box_.x.by_width.empty()) along_x<true>(count, slopes, kByWidth);
@@ -452,12 +456,14 @@ class Slopes {
   A *v_[kOrders][kBatch], *plain_[kBatch], *lines_[kBatch], *column_, *fraction_;
 };
 
-// d crop / d (x0, y0, x1, y1) of rows [begin, end), the four numbers of a pixel side by side.
+// d crop / d (x0, y0, x1, y1) of rows [begin, end), the numbers of a pixel side by side.
 template <class T, class O, class A>
 void jacobian_rows(const BoxPlan<A>& box, const View<const T>& image, const View<O>& out, int64_t begin, int64_t end,
                    const A* fill, Scratch<A>& scratch) {
   scratch.clear();
   const int64_t width = box.x.outputs;
+  // A signal's has x0 and x1 only.
+  const int64_t numbers = box.flat ? 2 : 4, step = 4 / numbers;
   Slopes<T, A> slopes(box, image, fill, scratch);
   A* four[kBatch][4];
   for (auto& rows : four)
@@ -471,8 +477,8 @@ void jacobian_rows(const BoxPlan<A>& box, const View<const T>& image, const View
     slopes.rows(count, rows, four, nullptr);
     for (int64_t r = 0; r < count; ++r) {
       for (int64_t j = 0; j < width; ++j)
-        for (int i = 0; i < 4; ++i) line[4 * j + i] = four[r][i][j];
-      write_row(out.at(rows[r].c, rows[r].i), line, 4 * width, 1, 1, 1);
+        for (int64_t i = 0; i < numbers; ++i) line[numbers * j + i] = four[r][i * step][j];
+      write_row(out.at(rows[r].c, rows[r].i), line, numbers * width, 1, 1, 1);
     }
   }
 }

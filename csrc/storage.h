@@ -11,6 +11,13 @@
 #define DIFFCROP_INLINE inline
 #endif
 
+// A lambda belongs to the instruction set of the function that it is inlined into, not to that of its file.
+#if defined(__GNUC__)
+#define DIFFCROP_ALWAYS __attribute__((always_inline))
+#else
+#define DIFFCROP_ALWAYS
+#endif
+
 // Vectors as a type of the compiler's own.
 #if defined(__has_builtin)
 #define DIFFCROP_VECTORS __has_builtin(__builtin_shufflevector)
@@ -73,12 +80,24 @@ DIFFCROP_INLINE T store(A value) {
   }
 }
 
-// A strided array (channels, rows, columns) of one image, one crop or one gradient.
+// A strided array (channels, rows, columns) of one image, one crop or one gradient; or (planes, rows, columns) of one
+// channel of a volume, or of those side by side: planes are `more` than a channel apart.
 template <class T>
 struct View {
   T* data;
   int64_t channel, row, column;
-  T* at(int64_t c, int64_t i) const { return data + c * channel + i * row; }
+  int64_t more = 0;
+  T* at(int64_t c, int64_t i) const { return data + c * (channel + more) + i * row; }
+};
+
+// A strided array (channels, planes, rows, columns).
+template <class T>
+struct Solid {
+  T* data;
+  int64_t channel, plane, row, column;
+  T* at(int64_t c, int64_t k, int64_t i) const { return data + c * channel + k * plane + i * row; }
+  // The planes of channel c, or of those that are side by side with it.
+  View<T> planes(int64_t c) const { return {data + c * channel, channel, row, column, plane - channel}; }
 };
 
 // Whether a row of m channels to a pixel is without gaps.

@@ -44,7 +44,7 @@ def boxes_of(height: int, width: int, reduction: float, size: tuple[int, int]) -
     return torch.tensor([rows])
 
 
-def check(images: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int], side: str, **options) -> None:
+def check(images: torch.Tensor, boxes: torch.Tensor, size: tuple[int, ...], side: str, **options) -> None:
     found = []
     for place in (lambda tensor: tensor, lambda tensor: guarded(tensor, side)):
         sources = [place(images), boxes.clone()]
@@ -55,8 +55,11 @@ def check(images: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int], side
         wanted = [source for source in sources if source.requires_grad]
         gradients = torch.autograd.grad(value, wanted, place(cotangent))
         with torch.no_grad():
-            equations = diffcrop.normal_equations(*sources, place(cotangent.contiguous()), impl="cpu", **options)
-        found.append((value, *gradients, *equations))
+            if len(size) == 2:  # of others they are the reference's
+                more = diffcrop.normal_equations(*sources, place(cotangent.contiguous()), impl="cpu", **options)
+            else:
+                more = diffcrop.crop_with_jacobian(*sources, size, impl="cpu", **options)
+        found.append((value, *gradients, *more))
     for mine, copied in zip(*found, strict=True):
         assert torch.equal(mine, copied), (images.dtype, images.shape, size, options)
 
@@ -77,6 +80,20 @@ def main() -> None:
             images = (torch.rand(shape) * 200).to(dtype).contiguous(memory_format=layout)
             size = (5, 19)
             boxes = boxes_of(*shape[2:], reduction, size)
+            check(images, boxes, size, side, mode=mode, antialias=antialias, padding_mode="zeros")
+        if side == "before" and reduction == 1.0:
+            continue
+        for spatial, size, layout in (
+            ((9, 21, 23), (5, 4, 19), torch.contiguous_format),
+            ((9, 11, 61), (4, 5, 19), torch.channels_last_3d),
+            ((83,), (19,), None),
+        ):
+            images = (torch.rand(1, 3, *spatial) * 200).to(dtype)
+            images = images if layout is None else images.contiguous(memory_format=layout)
+            extent = torch.tensor([n * reduction for n in reversed(size)])
+            far = torch.tensor([*reversed(spatial)]) - extent
+            corners = (-extent / 2, 0 * extent + 0.2, far - 0.2, far + extent / 2, far)
+            boxes = torch.stack([torch.cat([corner, corner + extent]) for corner in corners])[None]
             check(images, boxes, size, side, mode=mode, antialias=antialias, padding_mode="zeros")
     # Images that are read ahead, with boxes that read nothing.
     for side in ("before", "after"):

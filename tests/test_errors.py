@@ -342,8 +342,8 @@ CASES = [
     ),
     (
         ValueError,
-        with_implementations(THERE, images(torch.zeros(3, 9), torch.zeros(2), impl="cpu")),
-        "impl='cpu' serves images",
+        with_implementations(THERE, images(torch.zeros(3, 9), torch.zeros(2), impl="triton")),
+        "impl='triton' serves images",
         "boxes of 2 numbers",
         "impl=None",
     ),

@@ -187,13 +187,24 @@ def test_the_landscapes(tmp_path):
     assert is_picture(tmp_path / "loss_landscapes.png")
 
 
-@pytest.mark.parametrize("name", ["box_gradients.md", "learn_where_to_look.md", "paste.md"])
+def test_the_volumes(tmp_path):
+    said = run("docs/make_volumes.py", "-o", tmp_path, "--count", 24)
+    found = {name: (int(right), float(off)) for name, right, off in re.findall(
+        r"^(\w+): (\d+) % .* by ([\d.]+)$", said, re.MULTILINE)}  # fmt: skip
+    assert found["diffcrop"][0] > found["grid_sample"][0]
+    assert found["diffcrop"][1] < 0.4 * found["grid_sample"][1]
+    assert is_picture(tmp_path / "volumes.png")
+
+
+@pytest.mark.parametrize("name", ["box_gradients.md", "learn_where_to_look.md", "paste.md", "volumes.md"])
 def test_the_code_of_the_pages_runs(name):
     for example in re.findall(r"^```python\n(.*?)^```", (DOCS / name).read_text(), re.DOTALL | re.MULTILINE):
         exec(compile(example, name, "exec"), {})
 
 
-@pytest.mark.parametrize("name", ["loss_landscapes.png", "learn_where_to_look.png", "paste.png", "fit_sprites.png"])
+@pytest.mark.parametrize(
+    "name", ["loss_landscapes.png", "learn_where_to_look.png", "paste.png", "fit_sprites.png", "volumes.png"]
+)
 def test_the_pictures_of_the_pages_are_small(name):
     path = DOCS / "images" / name
     assert path.stat().st_size < 300_000

@@ -248,3 +248,17 @@ def test_beside_a_kink_in_float32(single, monkeypatch):
     found = crop(images, box, (8, 9), impl="reference")
     monkeypatch.undo()
     torch.testing.assert_close(found, crop(images, box, (8, 9), impl="reference"), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("mode", ["lanczos3", "gaussian"])
+def test_outputs_beyond_the_image_do_not_move(mode):
+    """Under border padding they are the last pixel, also where the support ends on a pixel's centre."""
+    image = torch.linspace(0, 1, 17, dtype=torch.float64).square()[None, None]
+    for lo, hi in [(-36.95693207367417, 43.670542558121696), (-20.5, 61.25), (61.25, -20.5), (-90.0, 100.0)]:
+        box = torch.tensor([lo, 0.0, hi, 1.0], dtype=torch.float64)
+        jacobian = diffcrop.crop_with_jacobian(image, box, (1, 17), mode=mode, impl="reference").jacobian[0, 0]
+        position = lo + (torch.arange(17) + 0.5) * (hi - lo) / 17
+        reach = 3 * abs(hi - lo) / 17 + 1
+        beyond = (position < -reach) | (position > 17 + reach)
+        assert beyond.any()
+        assert float(jacobian[beyond].abs().max()) < 1e-13

@@ -77,9 +77,9 @@ def leaves(value):
     return [made], made
 
 
-# The kernels serve images; signals and volumes are for the reference.
+# Triton's kernels serve images alone.
 IMPLEMENTATIONS = [name for name, reason in diffcrop.implementations().items() if reason is None]
-SERVED = [(impl, axes) for impl in IMPLEMENTATIONS for axes in (1, 2, 3) if axes == 2 or impl == "reference"]
+SERVED = [(impl, axes) for impl in IMPLEMENTATIONS for axes in (1, 2, 3) if axes == 2 or impl != "triton"]
 EVERY_ROW = [(impl, axes, row) for (impl, axes), row in itertools.product(SERVED, TABLE)]
 SOME_ROWS = ("image, K", "batch, BK", "batch, R", "ragged, list")
 FEWER_ROWS = [(impl, axes, row) for impl, axes, row in EVERY_ROW if axes == 2 or row in SOME_ROWS]

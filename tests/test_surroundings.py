@@ -400,6 +400,28 @@ def test_flops_are_counted_from_shapes(generator):
 
 
 @needs_kernels
+def test_flops_of_signals_and_volumes(generator):
+    """An axis is 16 -> 4, another 12 -> 6: 8 and 4 taps, the cheapest order of passes."""
+    i = torch.rand(2, 3, 16, generator=generator).requires_grad_()
+    b = torch.tensor([[1.0, 9], [0, 12]], requires_grad=True)
+    once = 2 * 6 * 4 * 8
+    assert counted(lambda: crop(i, b, 4, impl="cpu").sum().backward()) == {
+        "crop": once, "crop_grad_boxes": once, "crop_grad_images": once
+    }  # fmt: skip
+    i, b = torch.rand(1, 2, 16, 12, 16, generator=generator), torch.tensor([[0.0, 0, 0, 16, 12, 16]])
+    once = (
+        2
+        * 2
+        * min(
+            4 * 12 * 16 * 8 + 4 * 12 * 4 * 8 + 4 * 6 * 4 * 4,
+            4 * 12 * 16 * 8 + 4 * 6 * 16 * 4 + 4 * 6 * 4 * 8,
+            16 * 6 * 16 * 4 + 4 * 6 * 16 * 8 + 4 * 6 * 4 * 8,
+        )
+    )
+    assert counted(lambda: crop_with_jacobian(i, b, (4, 6, 4), impl="cpu")) == {"crop": once, "crop_jacobian": 6 * once}
+
+
+@needs_kernels
 def test_flops_of_a_model_without_memory(generator):
     with FakeTensorMode():
         i, b = torch.empty(8, 3, 4096, 4096), torch.empty(8, 4)

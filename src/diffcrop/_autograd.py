@@ -16,7 +16,7 @@ _KERNEL_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, t
 
 def is_channels_last(images: Tensor) -> bool:
     """Whether channels are the innermost dimension, also in a slice; with one channel there is nothing to tell."""
-    return images.dim() == 4 and images.shape[1] > 1 and images.stride(1) == 1 and images.stride(3) != 1
+    return images.dim() in (4, 5) and images.shape[1] > 1 and images.stride(1) == 1 and images.stride(-1) != 1
 
 
 def beyond_functions() -> bool:
@@ -58,8 +58,11 @@ def refuse_older_vmap(*tensors: Tensor) -> None:
         )
 
 
-def layout_of(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
+def layout_of(channels_last: bool, dims: int = 4) -> torch.memory_format:
+    """Of tensors with ``dims`` dimensions, batch and channels among them."""
+    if not channels_last:
+        return torch.contiguous_format
+    return torch.channels_last_3d if dims == 5 else torch.channels_last
 
 
 def readable(images: Tensor, mode: str) -> Tensor:

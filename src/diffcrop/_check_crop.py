@@ -376,12 +376,12 @@ def impl(value: Any, images: Tensor, axes: int, implementations: dict[str, str |
         raise ValueError(f"impl={value!r} is not available: {reason}; leave impl=None to use what is")
     if value == "reference":
         return
+    if value == "triton" and axes != 2:
+        raise ValueError(
+            f"impl={value!r} serves images (boxes of 4 numbers), got boxes of {2 * axes} numbers; leave impl=None"
+        )
     device = images.device.type
     if value == "cpu" and device != "cpu":
         raise ValueError(f"impl='cpu' serves CPU tensors, got images on {images.device}; leave impl=None")
     if value == "triton" and device != "cuda" and not (device == "cpu" and interpreted):
         raise ValueError(f"impl='triton' serves tensors on a GPU, got images on {images.device}; leave impl=None")
-    if axes != 2:
-        raise ValueError(
-            f"impl={value!r} serves images (boxes of 4 numbers), got boxes of {2 * axes} numbers; leave impl=None"
-        )

@@ -1,13 +1,13 @@
 """What `torch.utils.flop_counter` counts for the operators.
 
 What a crop costs depends on the numbers in its boxes, which a counter does not look at. So it is counted as if every
-box were the whole image, in two passes of a separable filter (the axis that saves more goes first). An axis of N pixels
-and n outputs then takes ``min(2 r max(N / n, 1), N)`` taps an output, with r the filter's reach (without antialiasing 1
-in place of the reduction N / n), and every tap is a multiplication and an addition.
+box were the whole image, in a pass of a separable filter for each axis (in the order that saves most). An axis of N
+pixels and n outputs then takes ``min(2 r max(N / n, 1), N)`` taps an output, with r the filter's reach (without
+antialiasing 1 in place of the reduction N / n), and every tap is a multiplication and an addition.
 
     crop, crop_grad_images   once: they are each other's transpose
-    crop_grad_boxes          twice: the derivative by x and that by y
-    crop_jacobian            four times: one image for each number of a box
+    crop_grad_boxes          for each axis: the derivatives by x, by y, by z
+    crop_jacobian            for each number of a box, as many images
     crop_gram                five times: these and the crop, and the products of all columns
 """
 
@@ -16,6 +16,7 @@ in place of the reduction N / n), and every tap is a multiplication and an addit
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -63,15 +64,15 @@ def crop_grad_images(
 def crop_grad_boxes(
     grad: Sequence[int], images: Sequence[int], boxes: Sequence[int], index: Any, *options: Any, **_: Any
 ) -> int:
-    """The derivative by x and that by y."""
-    return 2 * _passes(boxes[0] * grad[1], images[2:], grad[2:], *options)
+    """The derivative by each of the axes."""
+    return len(images[2:]) * _passes(boxes[0] * grad[1], images[2:], grad[2:], *options)
 
 
 def crop_jacobian(
     images: Sequence[int], boxes: Sequence[int], index: Any, size: Sequence[int], *options: Any, **_: Any
 ) -> int:
     """An image for each number of a box."""
-    return 4 * _passes(boxes[0] * images[1], images[2:], size, *options)
+    return 2 * len(images[2:]) * _passes(boxes[0] * images[1], images[2:], size, *options)
 
 
 def crop_gram(
@@ -99,11 +100,16 @@ def _passes(planes: int, image: Sequence[int], size: Sequence[int], mode: str, a
     if mode == "nearest":  # only moves
         return 0
     parameter = rest[2]  # after padding_mode and fill
-    (height, width), (h, w) = image, size
-    rows, columns = (
-        n * _taps(pixels / n if antialias else 1.0, pixels, mode, parameter) for n, pixels in ((h, height), (w, width))
-    )
-    return 2 * planes * min(width * rows + h * columns, height * columns + w * rows)
+    taps = [_taps(m / n if antialias else 1.0, m, mode, parameter) for n, m in zip(size, image, strict=True)]
+
+    def passes(order: Sequence[int]) -> int:
+        sides, total = list(image), 0
+        for axis in order:
+            sides[axis] = size[axis]
+            total += math.prod(sides) * taps[axis]
+        return total
+
+    return 2 * planes * min(map(passes, itertools.permutations(range(len(size)))))
 
 
 def _taps(reduction: float, pixels: int, mode: str, parameter: float) -> int:

@@ -237,7 +237,8 @@ def _euler_maclaurin(
         coefficients = coefficients * h_safe + _column(column, h_safe)
     # From both ends of the support; in [0, 1] but for the rounding of positions too large to tell pixels apart.
     theta = torch.stack([(center + reach - first - (count - 1) * step) / step, (first - center + reach) / step])
-    theta = torch.where(idle, 0.0, torch.clamp(theta, 0.0, 1.0))
+    theta = theta + (torch.clamp(theta, 0.0, 1.0) - theta).detach()  # a clamp would end the gradient at 0 and at 1
+    theta = torch.where(idle, 0.0, theta)
     ends = torch.zeros_like(theta)
     for coefficient in reversed(coefficients.unbind(0)):
         ends = ends * theta + coefficient

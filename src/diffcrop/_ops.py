@@ -101,7 +101,7 @@ def choose(impl: str | None, images: Tensor, axes: int, mode: str = "bilinear") 
         return impl
     if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():  # whose graphs hold PyTorch's operators only
         return "reference"
-    if axes != 2 or images.device.type not in ("cpu", "cuda"):
+    if images.device.type not in ("cpu", "cuda") or (axes != 2 and images.device.type == "cuda"):
         return "reference"
     if images.device.type == "cuda":
         if mode in BIN_MODES:
@@ -131,7 +131,7 @@ def crop(
         result = reference.crop(images, boxes, index, size, options)
         # vmap has no memory formats; there the layout is left to the reference.
         if is_channels_last(images) and not batched():
-            return result.contiguous(memory_format=torch.channels_last)
+            return result.contiguous(memory_format=layout_of(True, images.dim()))
         return result
     if not differentiated(images, boxes):
         return _forward(images, boxes, index, size, options, impl)
@@ -171,7 +171,7 @@ def gram(
 
     Without derivatives of its own.
     """
-    if impl in _crop_gram:
+    if impl in _crop_gram and boxes.shape[1] == 4:  # the kernels' products are those of images
         if not torch.compiler.is_compiling():
             _flops.ensure()
         return _crop_gram[impl](readable(images, options.mode), boxes, index, targets, metric, huber, *options)
@@ -192,7 +192,7 @@ def _forward(
     refuse_older_vmap(images, boxes)
     with torch.no_grad():
         result = reference.crop(images, boxes, index, size, options)
-    return result.contiguous(memory_format=layout_of(is_channels_last(images)))
+    return result.contiguous(memory_format=layout_of(is_channels_last(images), images.dim()))
 
 
 class _Crop(Function):
@@ -263,7 +263,7 @@ class _GradImages(Function):
             return _crop_grad_images[impl](grad, boxes, index, image_shape, channels_last, *options)
         refuse_older_vmap(grad, boxes)
         result = reference.grad_images(grad, boxes, index, image_shape, options).to(grad.dtype)
-        return result.contiguous(memory_format=layout_of(channels_last))
+        return result.contiguous(memory_format=layout_of(channels_last, result.dim()))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -376,12 +376,12 @@ class _DualGradBoxes(_GradBoxes):
 
 def _fake_crop(images, boxes, index, size, channels_last, mode, *_):
     result = images.new_empty((boxes.shape[0], images.shape[1], *size), dtype=result_dtype(images.dtype, mode))
-    return result.contiguous(memory_format=layout_of(channels_last))
+    return result.contiguous(memory_format=layout_of(channels_last, result.dim()))
 
 
 def _fake_grad_images(grad, boxes, index, image_shape, channels_last, *_):
     result = grad.new_empty(image_shape)
-    return result.contiguous(memory_format=layout_of(channels_last))
+    return result.contiguous(memory_format=layout_of(channels_last, result.dim()))
 
 
 def _fake_grad_boxes(grad, images, boxes, index, *_):

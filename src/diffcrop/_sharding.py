@@ -222,6 +222,7 @@ def _fill(fill: Sequence[float], channels: range) -> tuple[float, ...]:
 
 
 def _stride(part: Tensor, shape: Sequence[int]) -> tuple[int, ...]:
-    last = part.dim() == 4 and part.stride(1) == 1 and part.stride(3) != 1
-    layout = torch.channels_last if last else torch.contiguous_format
+    last = part.dim() in (4, 5) and part.stride(1) == 1 and part.stride(-1) != 1
+    whole = torch.channels_last if part.dim() == 4 else torch.channels_last_3d
+    layout = whole if last else torch.contiguous_format
     return torch.empty(shape, device="meta", memory_format=layout).stride()

@@ -62,7 +62,7 @@ def roi_align(
         mode: ``"sample"``, or ``"exact"`` for the mean over the whole bin of the bilinear surface (Precise RoI
             Pooling). The surface is then continued by zeros outside of the image, and boxes are of any size: mirrored
             ones give mirrored results, an empty bin is one point, and nothing jumps.
-        impl: ``None`` chooses. ``"cpu"``: compiled kernels, for images. ``"reference"``: plain PyTorch, any device.
+        impl: ``None`` chooses. ``"cpu"``: compiled kernels. ``"reference"``: plain PyTorch, any device.
 
     Returns:
         (K, C, h, w) in the input's dtype (float32 for integers), in the order of the boxes. Sums are kept in float32
