@@ -35,8 +35,8 @@ class Case:
 
     name: str
     about: str
-    images: tuple[int, int, int, int]
-    size: tuple[int, int]
+    images: tuple[int, ...]  # (B, C, *spatial): one number for signals, two for images, three for volumes
+    size: tuple[int, ...]
     boxes: int = 1  # per image
     share: tuple[float, float] = (0.5, 1.0)
     pixels: tuple[float, float] | None = None
@@ -56,6 +56,14 @@ class Case:
     # Growth curves: which, and where on it.
     series: str | None = None
     at: float = 0.0
+
+    @property
+    def axes(self) -> int:
+        return len(self.size)
+
+    def is_whole(self) -> bool:
+        """Whether every box is the whole image."""
+        return self.whole and self.share == (1.0, 1.0) and self.pixels is None
 
     def rivals(self) -> tuple[str, ...]:
         """The peers that targets name."""

@@ -24,9 +24,9 @@ SAMPLES = 2
 
 @dataclass(frozen=True)
 class Problem:
-    """Images (B, C, H, W), boxes in pixels, box r reading image owner[r], and the cotangent of the crops.
+    """Images (B, C, *spatial), boxes in pixels, box r reading image owner[r], and the cotangent of the crops.
 
-    Boxes are (R, 4), rotated ones (R, 5) and quadrilaterals (R, 8).
+    Boxes are (R, 2 axes), rotated ones (R, 5) and quadrilaterals (R, 8).
     """
 
     case: Case
@@ -46,7 +46,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Crops (R, C, h, w), and the gradients that were asked for: those of the images and of the boxes."""
+    """Crops (R, C, *size), and the gradients that were asked for: those of the images and of the boxes."""
 
     value: Tensor
     images: Tensor | None = None
@@ -107,12 +107,12 @@ def make(case: Case) -> Problem:
         images = torch.randint(0, 256, case.images, generator=generator, dtype=dtype)
     if case.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    count, channels, height, width = case.images
+    count, channels, *spatial = case.images
     rows = count * case.boxes
-    boxes = torch.empty(rows, 4, dtype=torch.float64)
-    for first, pixels, n in ((0, width, case.size[1]), (1, height, case.size[0])):
+    boxes = torch.empty(rows, 2 * case.axes, dtype=torch.float64)
+    for first, (pixels, n) in enumerate(zip(reversed(spatial), reversed(case.size), strict=True)):
         for row in range(rows):
-            boxes[row, first], boxes[row, first + 2] = _axis(case, pixels, n, generator)
+            boxes[row, first], boxes[row, first + case.axes] = _axis(case, pixels, n, generator)
     if case.shape not in ("upright", "roi"):
         boxes = _turned(boxes, case, generator)
     result = dtype if dtype.is_floating_point else torch.float32

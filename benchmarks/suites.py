@@ -79,6 +79,62 @@ MORE = (
     replace(A, name="small-images", about="512 tiny pictures", images=(512, 3, 32, 32), size=(16, 16), targets=()),
 )
 
+_VOLUMES = Case(
+    name="volume",
+    about="a volume, bilinear",
+    images=(1, 1, 128, 128, 128),
+    size=(64, 64, 64),
+    share=(0.6, 0.9),
+    peers=("recipe", "compiled"),
+)
+_WHOLE = replace(_VOLUMES, share=(1.0, 1.0), whole=True, padding_mode="border", peers=("interpolate",))
+_SIGNALS = replace(_VOLUMES, name="signals", about="64 signals of 8 channels", images=(64, 8, 4096), size=(256,))
+# Signals and volumes: what is reduced antialiased has no peer there but for averages of whole pixels.
+OTHER_AXES = (
+    _VOLUMES,
+    replace(
+        _VOLUMES,
+        name="volume-boxes",
+        about="16 boxes on each of two volumes of features",
+        images=(2, 16, 64, 64, 64),
+        size=(16, 16, 16),
+        boxes=16,
+        share=(0.2, 0.6),
+        peers=("packed", "recipe"),
+    ),
+    replace(
+        _VOLUMES,
+        name="volume-enlarged",
+        about="a small volume enlarged",
+        images=(1, 4, 32, 32, 32),
+        size=(96, 96, 96),
+        peers=("recipe",),
+    ),
+    replace(_WHOLE, name="volume-whole", about="a whole volume halved, without antialiasing"),
+    replace(_WHOLE, name="volume-means", about="a whole volume averaged", mode="area", antialias=True),
+    _SIGNALS,
+    replace(
+        _SIGNALS,
+        name="signals-whole",
+        about="whole signals, without antialiasing",
+        share=(1.0, 1.0),
+        whole=True,
+        padding_mode="border",
+        peers=("interpolate",),
+    ),
+    replace(
+        _SIGNALS,
+        name="signals-means",
+        about="whole signals averaged",
+        share=(1.0, 1.0),
+        whole=True,
+        padding_mode="border",
+        mode="area",
+        antialias=True,
+        peers=("interpolate",),
+    ),
+)
+
 # At a point of a growth curve everything is fixed but one number.
 _LINE = Case(
     name="", about="", images=(1, 3, 1024, 1024), size=(64, 64), peers=("recipe",), passes=("forward", "boxes", "both")
@@ -119,25 +175,27 @@ SUITES = {
     "full": (*TABLE, *MORE),
     "warp": WARPS,
     "roi": ROIS,
+    "axes": OTHER_AXES,
     "growth": GROWTH,
     "memory": tuple(case for case in (*TABLE, *MORE) if case.name in _SOME),
 }
-CASES = {case.name: case for case in (*TABLE, *MORE, *WARPS, *ROIS, *GROWTH)}
+CASES = {case.name: case for case in (*TABLE, *MORE, *WARPS, *ROIS, *OTHER_AXES, *GROWTH)}
 
 
 def shrunk(case: Case) -> Case:
     """The same at a scale at which nothing takes time, to try the machinery on."""
-    count, channels, height, width = case.images
+    count, channels, *spatial = case.images
     n = case.size[0]
     least = min(n, 12)
 
     def scaled(pixels: float) -> float:
         return pixels * least / n
 
+    sides = tuple(round(scaled(side)) for side in spatial)
     return replace(
         case,
-        images=(min(count, 3), min(channels, 5), round(scaled(height)), round(scaled(width))),
-        size=(least, round(scaled(case.size[1]))),
+        images=(min(count, 3), min(channels, 5), *sides),
+        size=(least, *(round(scaled(side)) for side in case.size[1:])),
         boxes=min(case.boxes, 5),
         pixels=None if case.pixels is None else (scaled(case.pixels[0]), scaled(case.pixels[1])),
     )

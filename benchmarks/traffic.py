@@ -47,7 +47,7 @@ def touched_bytes(problem: Problem) -> int:
     Rows are taken to begin a line, which holds where their bytes are a multiple of 64, as in all larger cases.
     """
     case = problem.case
-    count, channels, height, width = case.images
+    count, channels, *others, width = case.images
     item = problem.images.element_size()
     # With channels innermost a pixel is all of them and there is one plane.
     pixel, planes = (item * channels, 1) if case.channels_last else (item, channels)
@@ -59,19 +59,23 @@ def touched_bytes(problem: Problem) -> int:
     filter_ = (case.mode, case.antialias, case.padding_mode)
     total = 0
     for image in range(count):
-        read = np.zeros((height, lines), dtype=bool)
+        read = np.zeros((*others, lines), dtype=bool)
         if case.shape not in ("upright", "roi"):
             read |= _touched_lines(problem, image, first, last, lines)
             total += int((read * sizes).sum()) * planes
             continue
-        for x0, y0, x1, y1 in problem.boxes[problem.owner == image].tolist():
-            each = SAMPLES if case.shape == "roi" else 1
-            rows = taps(y0, y1, each * case.size[0], height, *filter_)
+        each = SAMPLES if case.shape == "roi" else 1
+        for box in problem.boxes[problem.owner == image].tolist():
             ends = np.zeros(lines + 1, dtype=int)
-            for column in taps(x0, x1, each * case.size[1], width, *filter_).nonzero()[0]:
+            for column in taps(box[0], box[case.axes], each * case.size[-1], width, *filter_).nonzero()[0]:
                 ends[first[column]] += 1
                 ends[last[column] + 1] -= 1
-            read |= rows[:, None] & (np.cumsum(ends)[:-1] > 0)
+            mine = np.cumsum(ends)[:-1] > 0
+            for axis in range(1, case.axes):  # y, z: in front of x
+                ends_of = box[axis], box[case.axes + axis]
+                rows = taps(*ends_of, each * case.size[-1 - axis], case.images[-1 - axis], *filter_)
+                mine = rows.reshape(-1, *[1] * mine.ndim) & mine
+            read |= mine
         total += int((read * sizes).sum()) * planes
     return total
 

@@ -20,6 +20,7 @@ from diffcrop._options import Options
 ROOT = Path(__file__).resolve().parents[1]
 # They take seconds to compile.
 COMPILERS = ("compiled", "jax")
+EVERYTHING = (*SUITES["full"], *SUITES["axes"])
 
 
 def entrants(case, names):
@@ -42,7 +43,7 @@ def verdicts(case, peer, passes=PASSES):
 
 
 def test_names_are_unique():
-    everything = [*SUITES["full"], *SUITES["warp"], *SUITES["roi"], *GROWTH]
+    everything = [*EVERYTHING, *SUITES["warp"], *SUITES["roi"], *GROWTH]
     assert len({case.name for case in everything}) == len(everything) == len(CASES)
     assert set(TABLE) <= set(SUITES["full"])
 
@@ -78,17 +79,17 @@ def test_the_targets_are_complete():
 
 
 def test_a_case_is_the_same_every_time_and_its_boxes_fit():
-    for case in map(shrunk, SUITES["full"]):
+    for case in map(shrunk, EVERYTHING):
         made, again = problem.make(case), problem.make(case)
         assert torch.equal(made.images, again.images)
         assert torch.equal(made.boxes, again.boxes)
-        lo, hi = made.boxes.split(2, 1)
+        lo, hi = made.boxes.split(case.axes, 1)
         assert bool((lo >= 0).all())
         assert bool((hi <= torch.tensor(case.images[:1:-1])).all())
         sides = hi - lo
         if case.pixels is None:  # moved off the kinks by less than a pixel
             assert bool((sides / case.images[-1] >= case.share[0] - 1 / case.images[-1]).all())
-        assert len(set(map(tuple, made.boxes.tolist()))) == len(made.boxes)
+        assert case.is_whole() or len(set(map(tuple, made.boxes.tolist()))) == len(made.boxes)
 
 
 def test_boxes_keep_off_kinks():
@@ -104,7 +105,7 @@ def test_boxes_keep_off_kinks():
 # --- the gate ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [*SUITES["full"], *SUITES["warp"]], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*EVERYTHING, *SUITES["warp"]], ids=lambda case: case.name)
 def test_the_gate_is_green_for_every_peer(case):
     for peer in entrants(case, [name for name in case.peers if name not in COMPILERS]):
         for pass_, verdict in verdicts(case, peer):
@@ -121,7 +122,7 @@ def test_the_gate_is_green_for_jax(case):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "case"),
-    [(n, c.name) for c in SUITES["full"] for n in COMPILERS if n in c.peers and PEERS[n].refuses(c) is None],
+    [(n, c.name) for c in EVERYTHING for n in COMPILERS if n in c.peers and PEERS[n].refuses(c) is None],
 )
 def test_the_gate_is_green_for_those_that_compile(name, case):
     if PEERS[name].missing():
@@ -132,12 +133,12 @@ def test_the_gate_is_green_for_those_that_compile(name, case):
 
 def reads_inside(made):
     """Whether every position lies between pixels of the image, so that paddings make no difference."""
-    lo, hi = made.boxes.split(2, 1)
+    lo, hi = made.boxes.split(made.case.axes, 1)
     half = (hi - lo) / torch.tensor(made.case.size[::-1]) / 2
     return bool(((lo + half >= 0.5) & (hi - half <= torch.tensor(made.case.images[:1:-1]) - 0.5)).all())
 
 
-@pytest.mark.parametrize("case", SUITES["full"], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", EVERYTHING, ids=lambda case: case.name)
 def test_every_peer_is_asked_for_the_same_crop(case):
     """The gate holds a peer to its own terms; those must be the case's, but for slices, which are of whole pixels."""
     made = problem.make(shrunk(case))
@@ -257,6 +258,23 @@ def test_touched_bytes_line_by_line(case):
     want = sum(min(traffic.LINE, length - line * traffic.LINE) for _, _, _, line in lines)
     assert traffic.touched_bytes(made) == want
     assert want < made.images.nbytes
+
+
+def test_touched_bytes_of_volumes_and_signals():
+    """A signal is an image of one row; each plane of a volume that is read is an image."""
+    made = problem.make(dataclasses.replace(CASES["signals"], images=(2, 3, 200), size=(7,)))
+    boxes = torch.stack([made.boxes[:, 0], 0 * made.boxes[:, 0], made.boxes[:, 1], 0 * made.boxes[:, 0] + 1], 1)
+    as_image = dataclasses.replace(made.case, images=(2, 3, 1, 200), size=(1, 7))
+    lifted = dataclasses.replace(made, case=as_image, images=made.images[:, :, None], boxes=boxes)
+    assert traffic.touched_bytes(made) == traffic.touched_bytes(lifted) < made.images.nbytes
+    made = problem.make(dataclasses.replace(CASES["volume"], images=(1, 2, 9, 30, 50), size=(2, 3, 4)))
+    x0, y0, z0, x1, y1, z1 = made.boxes[0].tolist()
+    planes = int(traffic.taps(z0, z1, 2, 9, "bilinear", False, "zeros").sum())
+    plane = dataclasses.replace(made.case, images=(1, 2, 30, 50), size=(3, 4))
+    boxes = torch.tensor([[x0, y0, x1, y1]])
+    flat = dataclasses.replace(made, case=plane, images=made.images[:, :, 0], boxes=boxes)
+    assert traffic.touched_bytes(made) == planes * traffic.touched_bytes(flat)
+    assert 1 < planes < 9
 
 
 def test_bytes_of_a_pass():

@@ -6,7 +6,7 @@ from .base import Meaning, Peer, Tolerance
 from .jax_image import JAX
 from .ours import DIFFCROP, PLAIN
 from .pooling import ONNXRUNTIME, ROI_RECIPE
-from .resizing import OPENCV_AREA, OPENCV_LINEAR, OPENCV_REMAP, PILLOW, SLICES, SLICING
+from .resizing import OPENCV_AREA, OPENCV_LINEAR, OPENCV_REMAP, PILLOW, SLICES, SLICING, WHOLE
 from .sampling import COMPILED, KORNIA, PACKED, RECIPE
 from .warping import WARP_KORNIA, WARP_OPENCV, WARP_RECIPE
 
@@ -14,7 +14,7 @@ PEERS = {
     peer.name: peer
     for peer in (
         *(DIFFCROP, PLAIN, RECIPE, COMPILED, PACKED, KORNIA),
-        *(SLICES, SLICING, PILLOW, OPENCV_LINEAR, OPENCV_AREA, OPENCV_REMAP, JAX),
+        *(SLICES, SLICING, WHOLE, PILLOW, OPENCV_LINEAR, OPENCV_AREA, OPENCV_REMAP, JAX),
         *(ONNXRUNTIME, ROI_RECIPE),
         *(WARP_RECIPE, WARP_KORNIA, WARP_OPENCV),
     )

@@ -65,8 +65,8 @@ class Peer:
 
 
 def as_rows(crops: Tensor, problem: Problem) -> Tensor:
-    """Crops in whatever leading shape, as (R, C, h, w)."""
-    return crops.reshape(len(problem.owner), *crops.shape[-3:])
+    """Crops in whatever leading shape, as (R, C, *size)."""
+    return crops.reshape(len(problem.owner), *crops.shape[-problem.case.axes - 1 :])
 
 
 def torch_call(
@@ -106,5 +106,5 @@ def per_box(images: Tensor, problem: Problem) -> Tensor:
     if count == 1:
         return images
     if len(images) == 1:
-        return images.expand(count, -1, -1, -1)
+        return images.expand(count, *images.shape[1:])
     return images.repeat_interleave(count, 0)

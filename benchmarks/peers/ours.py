@@ -12,17 +12,20 @@ from .base import Meaning, Peer, Tolerance, torch_call
 
 
 def _prepare(problem: Problem, pass_: str, plain: bool = False) -> Prepared:
-    """One box per image, or K boxes (K, 4) of a single image (C, H, W): forms of the documentation."""
+    """One box per image, K boxes (K, 4) of a single image (C, H, W), or (B, K, 4): forms of the documentation."""
     images = problem.images.float().contiguous() if plain else problem.images
     cotangent = problem.cotangent.float().contiguous() if plain else problem.cotangent
-    if problem.case.boxes > 1 and problem.case.shape != "roi":
+    boxes, count = problem.boxes, problem.case.boxes if problem.case.shape != "roi" else 1
+    if count > 1 and len(images) == 1:
         (images,) = images
+    elif count > 1:
+        boxes, cotangent = (t.unflatten(0, (len(images), count)) for t in (boxes, cotangent))
     crop = partial(crop_of(problem.case), size=problem.case.size, **problem.options())
 
     def function(images: Tensor, boxes: Tensor) -> Tensor:
         return crop(images, boxes)
 
-    return torch_call(function, images, problem.boxes, cotangent, pass_, problem)
+    return torch_call(function, images, boxes, cotangent, pass_, problem)
 
 
 def _meaning(problem: Problem) -> Meaning:

@@ -44,6 +44,26 @@ def _prepare_slices(problem: Problem, pass_: str) -> Prepared:
     return torch_call(function, problem.images, problem.boxes, problem.cotangent, pass_, problem)
 
 
+def _prepare_whole(problem: Problem, pass_: str) -> Prepared:
+    """Signals and volumes, for which PyTorch has no antialiasing but the mean of whole pixels."""
+    case = problem.case
+    mode = "area" if case.mode == "area" else {1: "linear", 2: "bilinear", 3: "trilinear"}[case.axes]
+
+    def function(images: Tensor, _: Tensor) -> Tensor:
+        return interpolate(images, case.size, mode=mode)
+
+    return torch_call(function, problem.images, problem.boxes, problem.cotangent, pass_, problem)
+
+
+def _not_resized(case: Case) -> str | None:
+    if not case.is_whole() or case.boxes > 1:
+        return "resizes whole images"
+    if case.mode == "area":
+        divides = all(n % m == 0 for n, m in zip(case.images[2:], case.size, strict=True))
+        return None if divides else "averages whole pixels"
+    return None if case.mode == "bilinear" and not case.antialias else "does not antialias"
+
+
 def _prepare_slicing(problem: Problem, pass_: str) -> Prepared:
     boxes = problem.rounded()
 
@@ -230,4 +250,14 @@ OPENCV_REMAP = Peer(
     needs=("cv2",),
     refuses=_opencv("bilinear", antialias=False),
     pool="opencv",
+)
+
+WHOLE = Peer(
+    "interpolate",
+    "PyTorch's `interpolate` of the whole, without antialiasing or averaging whole pixels",
+    _prepare_whole,
+    lambda problem: Meaning(problem.boxes.double(), problem.options()),
+    Tolerance(value=2e-6, images=2e-6, boxes=0.0, reason="sums in float32"),
+    passes=IMAGE_GRADIENT_ONLY,
+    refuses=_not_resized,
 )

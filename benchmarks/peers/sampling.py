@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import types
 import warnings
 
@@ -20,22 +21,30 @@ _MOST_COPIES = 2 * 2**30
 
 
 def theta(boxes: Tensor) -> Tensor:
-    """(R, 2, 3) from corners in [-1, 1]: what everybody pastes."""
+    """(R, 2, 3), of volumes (R, 3, 4), from corners in [-1, 1]: what everybody pastes."""
+    if boxes.shape[-1] == 6:
+        lo, hi = boxes.split(3, -1)
+        return torch.cat([torch.diag_embed((hi - lo) / 2), ((hi + lo) / 2)[..., None]], -1)
     x0, y0, x1, y1 = boxes.unbind(-1)
     zero = torch.zeros_like(x0)
     rows = [(x1 - x0) / 2, zero, (x1 + x0) / 2], [zero, (y1 - y0) / 2, (y1 + y0) / 2]
     return torch.stack([torch.stack(row, -1) for row in rows], 1)
 
 
-def recipe(images: Tensor, boxes: Tensor, size: tuple[int, int], padding_mode: str) -> Tensor:
+def recipe(images: Tensor, boxes: Tensor, size: tuple[int, ...], padding_mode: str) -> Tensor:
+    """Of images and volumes; of signals as images of one row, since `grid_sample` knows no others."""
+    if len(size) == 1:
+        one = torch.ones_like(boxes[:, 0])
+        lifted = torch.stack([boxes[:, 0], -one, boxes[:, 1], one], -1)
+        return recipe(images[:, :, None], lifted, (1, *size), padding_mode)[:, :, 0]
     grid = affine_grid(theta(boxes), [len(boxes), images.shape[1], *size], align_corners=False)
     return grid_sample(images, grid, padding_mode=padding_mode, align_corners=False)
 
 
 def normalized(problem: Problem) -> Tensor:
     """The boxes as the recipe takes them, in the dtype it computes in."""
-    height, width = problem.case.images[-2:]
-    scale = torch.tensor([width, height, width, height], dtype=torch.float64, device=problem.boxes.device)
+    sides = problem.case.images[:1:-1]
+    scale = torch.tensor([*sides, *sides], dtype=torch.float64, device=problem.boxes.device)
     return (problem.boxes / scale * 2 - 1).to(problem.boxes.dtype)
 
 
@@ -76,20 +85,20 @@ def _prepare_compiled(problem: Problem, pass_: str) -> Prepared:
 
 
 def _prepare_packed(problem: Problem, pass_: str) -> Prepared:
-    """All boxes of one image as one tall grid: no copies. The cotangent is in the layout of its result, in advance."""
+    """All boxes of an image as one tall grid: no copies. The cotangent is in the layout of its result, in advance."""
     case = problem.case
-    count, channels, (h, w) = case.boxes, case.images[1], case.size
+    images, count, channels, (first, *others) = case.images[0], case.boxes, case.images[1], case.size
+    tall = (count * first, *others)
 
-    def function(images: Tensor, boxes: Tensor) -> Tensor:
-        grid = affine_grid(theta(boxes), [count, channels, h, w], align_corners=False)
-        return grid_sample(
-            images, grid.reshape(1, count * h, w, 2), padding_mode=case.padding_mode, align_corners=False
-        )
+    def function(given: Tensor, boxes: Tensor) -> Tensor:
+        grid = affine_grid(theta(boxes), [images * count, channels, *case.size], align_corners=False)
+        grid = grid.reshape(images, *tall, case.axes)
+        return grid_sample(given, grid, padding_mode=case.padding_mode, align_corners=False)
 
     def rows(value: Tensor, _: Problem) -> Tensor:
-        return value.reshape(channels, count, h, w).transpose(0, 1)
+        return value.reshape(images, channels, count, *case.size).transpose(1, 2).flatten(0, 1)
 
-    cotangent = problem.cotangent.transpose(0, 1).reshape(1, channels, count * h, w)
+    cotangent = problem.cotangent.unflatten(0, (images, count)).transpose(1, 2).reshape(images, channels, *tall)
     return torch_call(function, problem.images, normalized(problem), cotangent, pass_, problem, rows)
 
 
@@ -128,8 +137,7 @@ def _samples(case: Case) -> str | None:
 
 def _copies(case: Case) -> str | None:
     if case.boxes > 1:
-        _, channels, height, width = case.images
-        size = case.boxes * channels * height * width * 4
+        size = 4 * case.boxes * math.prod(case.images)
         if size > _MOST_COPIES:
             return f"would hold {size / 2**30:.1f} GiB of image gradients, one for each box"
     return _samples(case)
@@ -139,8 +147,8 @@ def _floats(case: Case) -> str | None:
     return _copies(case) if case.dtype in ("float32", "float64") else f"not in {case.dtype}"
 
 
-def _one_image(case: Case) -> str | None:
-    return _samples(case) if case.images[0] == 1 else "for many boxes of one image"
+def _shared(case: Case) -> str | None:
+    return _samples(case) if case.boxes > 1 or case.images[0] == 1 else "for many boxes of one image"
 
 
 _FLOAT32 = Tolerance(
@@ -178,7 +186,7 @@ PACKED = Peer(
     _prepare_packed,
     _recipe_meaning,
     _FLOAT32,
-    refuses=_one_image,
+    refuses=_shared,
 )
 KORNIA = Peer(
     "kornia",
