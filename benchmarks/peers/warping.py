@@ -36,7 +36,7 @@ def rotated_theta(boxes: Tensor, shape: tuple[int, int]) -> Tensor:
     return torch.stack([torch.stack(row, -1) for row in rows], 1)
 
 
-def homography(corners: Tensor, size: tuple[int, int]) -> Tensor:
+def homography(corners: Tensor, size: tuple[int, ...]) -> Tensor:
     """The matrix (R, 3, 3) from pixels of the crop to those of four corners (R, 4, 2), by solving for its 8 entries."""
     h, w = size
     target = torch.tensor([[0.0, 0.0], [w, 0.0], [w, h], [0.0, h]], dtype=corners.dtype)
@@ -49,7 +49,7 @@ def homography(corners: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.cat([solved, torch.ones_like(solved[:, :1])], 1).unflatten(1, (3, 3))
 
 
-def quad_grid(corners: Tensor, size: tuple[int, int], shape: tuple[int, int]) -> Tensor:
+def quad_grid(corners: Tensor, size: tuple[int, ...], shape: tuple[int, int]) -> Tensor:
     h, w = size
     v, u = torch.meshgrid(*(torch.arange(n, dtype=corners.dtype) + 0.5 for n in (h, w)), indexing="ij")
     points = torch.stack([u, v, torch.ones_like(u)], -1).flatten(0, 1)
