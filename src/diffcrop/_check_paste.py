@@ -172,7 +172,12 @@ def same(given: Tensor, **others: Tensor | None) -> None:
 _PIXELS = ("patches", "canvas", "alpha")
 
 
-def implementation(value: Any) -> None:
-    """Triton has no kernels for this."""
+def implementation(value: Any, axes: int) -> None:
+    """Triton has no kernels for this, and the compiled ones are for images."""
     if value == "triton":
         raise ValueError("impl='triton' does not paste; leave impl=None, which on a GPU takes the reference")
+    if value == "cpu" and axes != 2:
+        raise ValueError(
+            f"impl='cpu' serves images (boxes of 4 numbers), got boxes of {2 * axes} numbers; leave impl=None, which "
+            "takes the reference"
+        )

@@ -41,8 +41,8 @@ _paste, _paste_backward = torch.ops.diffcrop.paste.default, torch.ops.diffcrop.p
 
 
 def choose(impl: str | None, patches: Tensor, axes: int) -> str:
-    """As `_ops.choose`; there are no kernels for GPUs."""
-    if impl is None and patches.device.type != "cpu":
+    """As `_ops.choose`; there are no kernels for GPUs, nor any for signals and volumes."""
+    if impl is None and (patches.device.type != "cpu" or axes != 2):
         return "reference"
     return _ops.choose(impl, patches, axes)
 

@@ -194,7 +194,7 @@ def _paste(
     if alpha is not None:
         _check_paste.alpha(alpha, patches, axes)
     if impl is not None:
-        _check_paste.implementation(impl)
+        _check_paste.implementation(impl, axes)
         _check_crop.impl(impl, patches, axes, _ops.implementations(), _ops.interpreted())
 
     batch = canvas.shape[0] if canvas is not None and canvas.ndim == axes + 2 else None
