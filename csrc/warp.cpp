@@ -158,6 +158,29 @@ void warp_typed(const Tensor& images, const Warps& boxes, const Surface& surface
 }
 
 template <class T>
+void jacobian_typed(const Tensor& images, const Warps& boxes, const Surface& surface, const std::vector<double>& fill,
+                    const Tensor& out) {
+  using A = SumOf<T>;
+  using O = ResultOf<T>;
+  const WarpKernels<T> kernels = warp_kernels_of<T>();
+  const int64_t width = out.size(3), entries = out.size(4);
+  const std::vector<A> fills = fills_of<A>(fill, images.size(1));
+  const Parts parts(out.size(2), width * entries, images.size(1));
+  share<A>(boxes.size() * parts.of_box(), 1, [&](int64_t i, Scratch<A>& scratch) {
+    const auto [box, c, c_end, begin, end] = parts[i];
+    const WarpPlan& plan = boxes[box];
+    View<O> view = view_of(out, data_of<O>(out), box);
+    if (plan.left_out || !plan.valid) {
+      view.column = 1;
+      const double value = plan.left_out ? 0 : std::numeric_limits<double>::quiet_NaN();
+      return set_rows(view, width * entries, c, c_end, begin, end, store<O>(value));
+    }
+    kernels.jacobian(plan, surface, view_of(images, data_of<const T>(images), plan.image), view, width, entries == 9, c,
+                     c_end, begin, end, fills.data(), scratch);
+  });
+}
+
+template <class T>
 void grad_matrices_typed(const Tensor& grad, const Tensor& images, const Warps& boxes, const Surface& surface,
                          const std::vector<double>& fill, const Tensor& out) {
   using A = SumOf<T>;
@@ -264,6 +287,21 @@ Tensor warp(const Tensor& images, const Tensor& matrices, const OptionalTensor& 
   return out;
 }
 
+Tensor warp_jacobian(const Tensor& images, const Tensor& matrices, const OptionalTensor& index,
+                     const OptionalTensor& samples, const Sizes& size, bool projective, const std::string& mode,
+                     bool antialias, const std::string& padding, const std::vector<double>& fill, bool align_corners) {
+  check(images, size, fill);
+  const Surface surface = surface_of(mode, antialias, padding, align_corners, images.size(2), images.size(3));
+  require(surface.mode != Mode::nearest, "nearest has no derivative by the matrix");
+  const Warps boxes(matrices, index, samples, images.size(0), size, surface);
+  const ScalarType dtype = images.scalar_type() == ScalarType::Byte ? ScalarType::Float : images.scalar_type();
+  const Tensor out =
+      allocate({boxes.size(), images.size(1), size[0], size[1], projective ? 9 : 6}, dtype, images, false);
+  if (images.size(1) > 0 && boxes.size() > 0)
+    dispatch(images.scalar_type(), [&]<class T>() { jacobian_typed<T>(images, boxes, surface, fill, out); });
+  return out;
+}
+
 Tensor warp_grad_matrices(const Tensor& grad, const Tensor& images, const Tensor& matrices, const OptionalTensor& index,
                           const OptionalTensor& samples, const std::string& mode, bool antialias,
                           const std::string& padding, const std::vector<double>& fill, bool align_corners) {
@@ -302,6 +340,7 @@ Tensor warp_grad_images(const Tensor& grad, const Tensor& matrices, const Option
 
 STABLE_TORCH_LIBRARY_IMPL(diffcrop, CPU, library) {
   library.impl("warp", TORCH_BOX(&warp));
+  library.impl("warp_jacobian", TORCH_BOX(&warp_jacobian));
   library.impl("warp_grad_matrices", TORCH_BOX(&warp_grad_matrices));
   library.impl("warp_grad_images", TORCH_BOX(&warp_grad_images));
 }

@@ -100,7 +100,8 @@ struct WarpPart {
   int64_t height, width;  // of the crop
 };
 
-// The operations on images that store T, for one instruction set; warp_rows.h says what each does. [c, c_end) are at
+// The operations on images that store T, for one instruction set; warp_rows.h and
+// warp_jacobian.h say what each does. [c, c_end) are at
 // most kShared channels; `fill` has a value for every channel.
 template <class T>
 struct WarpKernels {
@@ -108,6 +109,8 @@ struct WarpKernels {
   using O = ResultOf<T>;
   void (*warp)(const WarpPlan&, const Surface&, const View<const T>& image, const View<O>& out, int64_t width,
                int64_t c, int64_t c_end, int64_t begin, int64_t end, const A* fill, Scratch<A>&);
+  void (*jacobian)(const WarpPlan&, const Surface&, const View<const T>& image, const View<O>& out, int64_t width,
+                   bool projective, int64_t c, int64_t c_end, int64_t begin, int64_t end, const A* fill, Scratch<A>&);
   void (*grad_matrices)(const WarpPlan&, const Surface&, const View<const T>& image, const View<const O>& grad,
                         int64_t height, int64_t width, int64_t c, int64_t c_end, int64_t begin, int64_t end,
                         const A* fill, double* result, Scratch<A>&);

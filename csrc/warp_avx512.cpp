@@ -17,6 +17,7 @@
 #include "vectors.h"
 #include "warp_places.h"
 #include "warp_rows.h"
+#include "warp_jacobian.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

@@ -579,14 +579,4 @@ void warp_image_rows(std::span<const WarpPart<G>> parts, const Surface& surface,
     }
 }
 
-template <class T>
-WarpKernels<T> warp_kernels() {
-  return {warp_rows<T>, matrix_rows<T>, warp_image_rows<ResultOf<T>>};
-}
-template WarpKernels<double> warp_kernels();
-template WarpKernels<float> warp_kernels();
-template WarpKernels<Half> warp_kernels();
-template WarpKernels<BFloat16> warp_kernels();
-template WarpKernels<uint8_t> warp_kernels();
-
 }  // namespace diffcrop::DIFFCROP_LEVEL

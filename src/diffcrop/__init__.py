@@ -15,6 +15,7 @@ from ._api import (
     CropWithJacobian,
     NormalEquations,
     Pasted,
+    WarpWithJacobian,
     boxes_to_theta,
     convert_boxes,
     coverage,
@@ -37,6 +38,7 @@ from ._api import (
     theta_to_boxes,
     warp,
     warp_points,
+    warp_with_jacobian,
 )
 
 from . import compat, nn  # isort: skip - they use the names above
@@ -53,6 +55,7 @@ __all__ = [
     "Location",
     "NormalEquations",
     "Pasted",
+    "WarpWithJacobian",
     "boxes_to_theta",
     "compat",
     "convert_boxes",
@@ -80,4 +83,5 @@ __all__ = [
     "theta_to_boxes",
     "warp",
     "warp_points",
+    "warp_with_jacobian",
 ]

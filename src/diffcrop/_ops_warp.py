@@ -12,7 +12,7 @@ With warp(I, M) linear in the image I, its derivatives are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ from ._autograd import (
     readable,
     refuse_older_vmap,
 )
-from ._context import batched, is_concrete, warn_of_reference
+from ._context import batched, in_full_precision, is_concrete, warn_of_reference
 from ._impl import cpu
 from ._impl import warp as reference
 from ._options import Options, WarpOptions, result_dtype
@@ -40,6 +40,7 @@ from ._options import Options, WarpOptions, result_dtype
 _OPTIONS = "str mode, bool antialias, str padding_mode, float[] fill, bool align_corners"
 _SCHEMAS = {
     "warp": "Tensor images, Tensor matrices, Tensor? index, Tensor? samples, SymInt[] size, bool channels_last",
+    "warp_jacobian": "Tensor images, Tensor matrices, Tensor? index, Tensor? samples, SymInt[] size, bool projective",
     "warp_grad_images": "Tensor grad, Tensor matrices, Tensor? index, Tensor? samples, SymInt[] image_shape, "
     "bool channels_last",
     "warp_grad_matrices": "Tensor grad, Tensor images, Tensor matrices, Tensor? index, Tensor? samples",
@@ -81,21 +82,61 @@ def warp(
     point of the image in pixels. Box r reads image ``index[r]``, or ``r // (R / B)`` where index is None. How
     antialiasing is done is said in `_pyramid`.
     """
+    total = None
+    for number, samples in _levels(images, matrices, size, options):
+        part = sampled(*_on_level(images, matrices, number, options, impl), index, samples, size, options, impl)
+        total = part if total is None else total + part
+    return total  # pyright: ignore[reportReturnType]
+
+
+@in_full_precision
+def jacobian(
+    images: Tensor,
+    matrices: Tensor,
+    index: Tensor | None,
+    size: tuple[int, int],
+    options: WarpOptions,
+    projective: bool,
+    impl: str,
+) -> Tensor:
+    """The derivative of `warp` by the first two rows of the matrices, or all three: (R, C, *size, 2 or 3, 3)."""
+    total = None
+    for number, samples in _levels(images, matrices, size, options):
+        source, places = _on_level(images, matrices, number, options, impl)
+        if impl == "cpu" and not differentiated(source, places):
+            source = readable(source, options.mode)
+            part = torch.ops.diffcrop.warp_jacobian(source, places, index, samples, size, projective, *options)
+            part = part.unflatten(-1, (-1, 3))
+        else:
+            units = torch.eye(9, dtype=places.dtype, device=places.device).view(9, 1, 3, 3)
+            entries = [
+                reference.tangent(source, places, index, samples, size, options, unit.expand_as(places))
+                for unit in units[: 9 if projective else 6]
+            ]
+            part = torch.stack(entries, -1).unflatten(-1, (-1, 3))
+        if number > 0:
+            part = _pyramid.by_whole(part, _pyramid.level(tuple(images.shape[2:]), number, options))
+        total = part if total is None else total + part
+    return total  # pyright: ignore[reportReturnType]
+
+
+def _levels(
+    images: Tensor, matrices: Tensor, size: tuple[int, int], options: WarpOptions
+) -> Iterator[tuple[int, Tensor | None]]:
+    """Which levels of the images are read, each with the samples (R, 2) that boxes take there; None: one of each."""
     if not options.antialias or options.mode == "nearest":
-        return sampled(images, matrices, index, None, size, options, impl)
+        yield 0, None
+        return
     height, width = images.shape[2:]
     chosen = _pyramid.plan(matrices, size, (height, width))
     numbers: Sequence[int] = range(_pyramid.levels((height, width)) + 1)
     if is_concrete(matrices):
         numbers = chosen.level.unique().tolist() or [0]
         if numbers == [0] and bool((chosen.samples == 1).all()):
-            return sampled(images, matrices, index, None, size, options, impl)
-    total = None
+            yield 0, None
+            return
     for number in numbers:
-        samples = torch.where((chosen.level == number)[:, None], chosen.samples, 0)
-        part = sampled(*_on_level(images, matrices, number, options, impl), index, samples, size, options, impl)
-        total = part if total is None else total + part
-    return total  # pyright: ignore[reportReturnType]
+        yield number, torch.where((chosen.level == number)[:, None], chosen.samples, 0)
 
 
 def _on_level(images: Tensor, matrices: Tensor, number: int, options: WarpOptions, impl: str) -> tuple[Tensor, Tensor]:
@@ -357,6 +398,11 @@ def _fake_warp(images, matrices, index, samples, size, channels_last, mode, *_):
     return images.new_empty(shape, dtype=dtype).contiguous(memory_format=layout_of(channels_last))
 
 
+def _fake_jacobian(images, matrices, index, samples, size, projective, mode, *_):
+    shape = (matrices.shape[0], images.shape[1], *size, 9 if projective else 6)
+    return images.new_empty(shape, dtype=result_dtype(images.dtype, mode))
+
+
 def _fake_grad_images(grad, matrices, index, samples, image_shape, channels_last, *_):
     return grad.new_empty(image_shape).contiguous(memory_format=layout_of(channels_last))
 
@@ -378,6 +424,7 @@ def _backward_warp(ctx: Any, grad: Tensor | None) -> tuple:
 
 
 torch.library.register_fake("diffcrop::warp", _fake_warp)
+torch.library.register_fake("diffcrop::warp_jacobian", _fake_jacobian)
 torch.library.register_fake("diffcrop::warp_grad_images", _fake_grad_images)
 torch.library.register_fake("diffcrop::warp_grad_matrices", _fake_grad_matrices)
 torch.library.register_autograd("diffcrop::warp", _backward_warp, setup_context=_setup_warp)

@@ -101,3 +101,10 @@ def on_level(matrices: Tensor, level: Level) -> Tensor:
     (a, b), (c, d) = level.scale, level.shift
     x, y, z = matrices.unbind(-2)
     return torch.stack([a * x + c * z, b * y + d * z, z], -2)
+
+
+def by_whole(jacobian: Tensor, level: Level) -> Tensor:
+    """From derivatives by matrices that read the level to those by the same matrices of the image: (..., 2 or 3, 3)."""
+    (a, b), (c, d) = level.scale, level.shift
+    x, y, *rest = jacobian.unbind(-2)
+    return torch.stack([a * x, b * y, *(z + c * x + d * y for z in rest)], -2)

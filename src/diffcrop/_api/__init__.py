@@ -8,11 +8,13 @@ from .placement import quads_to_matrix, rotated_to_matrix, rotated_to_quads, war
 from .roi import roi_align
 from .system import implementations, simd_level
 from .warp import crop_quad, crop_rotated, warp
+from .warp_jacobian import WarpWithJacobian, warp_with_jacobian
 
 __all__ = [
     "CropWithJacobian",
     "NormalEquations",
     "Pasted",
+    "WarpWithJacobian",
     "boxes_to_theta",
     "convert_boxes",
     "coverage",
@@ -35,4 +37,5 @@ __all__ = [
     "theta_to_boxes",
     "warp",
     "warp_points",
+    "warp_with_jacobian",
 ]

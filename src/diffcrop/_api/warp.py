@@ -11,13 +11,26 @@ from torch import Tensor
 
 from diffcrop import _bounding, _boxes, _check, _check_crop, _check_warp, _homography, _ops, _ops_warp
 from diffcrop._context import full_precision, plain
+from diffcrop._options import WarpOptions
 
 from . import ragged
 
 _WHERE = "to be warped"
 
 
-class _Place(NamedTuple):
+class Call(NamedTuple):
+    """A checked call in the operators' terms, and the leading shape of its result."""
+
+    images: Tensor
+    matrices: Tensor
+    owner: Tensor | None
+    leading: tuple[int, ...]
+    size: tuple[int, int]
+    options: WarpOptions
+    impl: str
+
+
+class Place(NamedTuple):
     """Where crops lie: the argument that says so, its matrices, and what its values are looked at for."""
 
     kind: _check_warp.Kind
@@ -112,7 +125,7 @@ def crop_rotated(
         batch_index,
         place,
         coords,
-        _options(mode, antialias, padding_mode, fill, align_corners, impl),
+        options_of(mode, antialias, padding_mode, fill, align_corners, impl),
     )
 
 
@@ -191,7 +204,7 @@ def crop_quad(
         batch_index,
         _QUADS,
         coords,
-        _options(mode, antialias, padding_mode, fill, align_corners, impl),
+        options_of(mode, antialias, padding_mode, fill, align_corners, impl),
     )
 
 
@@ -277,18 +290,18 @@ def warp(
         matrix,
         size,
         batch_index,
-        _MATRIX,
+        MATRIX,
         coords,
-        _options(mode, antialias, padding_mode, fill, align_corners, impl),
+        options_of(mode, antialias, padding_mode, fill, align_corners, impl),
     )
 
 
-_ROTATED = _Place(_check_warp.ROTATED, _homography.from_rotated, lambda _: None)
-_QUADS = _Place(_check_warp.QUADS, _homography.from_quads, _check_warp.quads_are_convex)
-_MATRIX = _Place(_check_warp.MATRIX, _homography.from_matrix, _check_warp.matrix_is_finite)
+_ROTATED = Place(_check_warp.ROTATED, _homography.from_rotated, lambda _: None)
+_QUADS = Place(_check_warp.QUADS, _homography.from_quads, _check_warp.quads_are_convex)
+MATRIX = Place(_check_warp.MATRIX, _homography.from_matrix, _check_warp.matrix_is_finite)
 
 
-def _options(
+def options_of(
     mode: str, antialias: bool, padding_mode: str, fill: Any, align_corners: bool, impl: str | None
 ) -> dict[str, Any]:
     return {
@@ -302,15 +315,23 @@ def _options(
 
 
 def _crops(
-    images: Any, value: Any, size: Any, batch_index: Any, place: _Place, coords: Any, options: dict[str, Any]
+    images: Any, value: Any, size: Any, batch_index: Any, place: Place, coords: Any, options: dict[str, Any]
 ) -> Tensor:
-    """Check everything, bring images to (B, C, H, W) and what says where to matrices (R, 3, 3), and warp."""
-    kind, value = place.kind, ragged.parts(value)
+    value = ragged.parts(value)
     if type(images) is not Tensor:
         images = [*map(_bounding.bare, images)] if isinstance(images, (list, tuple)) else _bounding.bare(images)
-    listed = isinstance(value, (list, tuple))
     if ragged.is_list(images):
         return _of_list(ragged.parts(images), value, size, batch_index, place, coords, options)
+    call = prepare(images, value, size, batch_index, place, coords, options)
+    result = _ops_warp.warp(call.images, call.matrices, call.owner, call.size, call.options, call.impl)
+    return result if len(call.leading) == 1 else result.reshape(*call.leading, *result.shape[1:])
+
+
+def prepare(
+    images: Any, value: Any, size: Any, batch_index: Any, place: Place, coords: Any, options: dict[str, Any]
+) -> Call:
+    """Check everything, bring images to (B, C, H, W) and what says where to matrices (R, 3, 3)."""
+    kind, listed = place.kind, isinstance(value, (list, tuple))
     _check_warp.many(value, kind) if listed else _check_warp.described(value, kind)
     _check_crop.image(images, 2, where=_WHERE)
     _check_warp.whole(images=images, **{kind.name: value}, batch_index=batch_index)
@@ -354,12 +375,11 @@ def _crops(
     if index is not None:
         index = plain(index).to(torch.int64)
     images = images if batch is not None else images.unsqueeze(0)
-    result = _ops_warp.warp(images, matrices, index, size, checked, _ops_warp.choose(impl, images))
-    return result if len(leading) == 1 else result.reshape(*leading, *result.shape[1:])
+    return Call(images, matrices, index, leading, size, checked, _ops_warp.choose(impl, images))
 
 
 def _of_list(
-    images: Sequence[Any], value: Any, size: Any, batch_index: Any, place: _Place, coords: Any, options: dict[str, Any]
+    images: Sequence[Any], value: Any, size: Any, batch_index: Any, place: Place, coords: Any, options: dict[str, Any]
 ) -> Tensor:
     """Images of different sizes: one call per image. All is checked before the first, and by its own name."""
     kind, listed = place.kind, isinstance(value, (list, tuple))
