@@ -264,7 +264,7 @@ def test_examples_run(example):
     assert not failures, "".join(said)
 
 
-RECORDS = {"CropWithJacobian", "FittedBoxes", "Location", "NormalEquations", "Pasted"}
+RECORDS = {"CropWithJacobian", "FittedBoxes", "Location", "NormalEquations", "Pasted", "WarpWithJacobian"}
 
 
 COMPAT = [name for name, _ in classes_and_methods() if name.startswith("compat.")]

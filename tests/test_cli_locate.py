@@ -117,6 +117,26 @@ def test_what_is_printed_is_what_the_library_says(scene: Path, template: Path) -
     assert (lines["filter"], lines["compared"], lines["converged"]) == (found["mode"], "in colour", "yes")
 
 
+def test_a_turned_template_is_found_where_that_is_asked_for(tmp_path: Path, scene: Path, coffee: Image.Image) -> None:
+    """Turned counter-clockwise by Pillow, an upright box of the picture is one that was turned clockwise."""
+    turned = coffee.rotate(40, Image.Resampling.BICUBIC, center=(300, 200))
+    cut(turned, (240, 155, 360, 245), (40, 30)).save(tmp_path / "turned.png")
+    found = facts(scene, tmp_path / "turned.png", "--rotation")
+    assert found["converged"] is True
+    assert found["box"] == pytest.approx([300, 200, 120, 90, -40], abs=0.4)
+    assert found["scale"] == pytest.approx([3, 3], rel=5e-3)
+    assert len(found["standard_errors"]) == len(found["covariance"]) == 5
+    near = facts(scene, tmp_path / "turned.png", "--rotation", "--angles=-60,-20")
+    assert near["box"] == pytest.approx(found["box"], abs=0.05)
+    result = run(scene, tmp_path / "turned.png", "--rotation", "-o", tmp_path / "out.png")
+    assert result.exit_code == 0
+    assert "cx,cy,w,h in pixels of the scene, angle in degrees" in result.stdout
+    with Image.open(tmp_path / "out.png") as picture:
+        assert picture.width > 400
+    upright = json.loads(run(scene, tmp_path / "turned.png", "--json").stdout)
+    assert upright["residual"] > 5 * found["residual"]
+
+
 def test_the_options_reach_the_library(scene: Path, template: Path, monkeypatch) -> None:
     seen = {}
     library = diffcrop.locate
@@ -364,7 +384,7 @@ def test_a_small_box_is_ringed_and_one_outside_is_still_drawn(tmp_path: Path, co
     ((9e5, 9e5, 1e6, 1e6), (0, 0, 150, 90)),
 ])  # fmt: skip
 def test_what_is_shown_is_the_scene_and_what_of_the_box_is_near(box, shown) -> None:
-    assert overlay._frame(box, 100, 60) == shown
+    assert overlay._frame(overlay._corners(box), 100, 60) == shown
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "bmp"])
@@ -466,7 +486,12 @@ USAGE = {
     "unknown suffix": (["-o", "out.doc"], "--output 'out.doc': .doc is not a format that can be written; there are"),
     "no suffix": (["-o", "out"], "--output 'out': no suffix is not a format that can be written; there are"),
     "below a file": (["-o", "scene.png/out.png"], "scene.png is a file, not a folder"),
-    "rotation": (["--rotation", "3"], "--rotation"),
+    "angles upright": (["--angles", "0,3"], "--angles '0,3': are those of a turned template; add --rotation"),
+    "three angles": (["--rotation", "--angles", "0,3,4"], "--angles '0,3,4': should be 2 numbers, LO,HI, not 3"),
+    "angles the wrong way": (["--rotation", "--angles", "9,3"], "rotation must be (least, greatest) in degrees"),
+    "upright init turned": (["--rotation", "--init", "1,2,3,4"], "should be 5 numbers, CX,CY,W,H,ANGLE, not 4"),
+    "turned init upright": (["--init", "1,2,3,4,5"], "--init '1,2,3,4,5': should be 4 numbers"),
+    "area turned": (["--rotation", "--mode", "gaussian"], "which crops of turned boxes do not have"),
 }  # fmt: skip
 
 

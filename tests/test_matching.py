@@ -12,9 +12,11 @@ import diffcrop
 from diffcrop.search.matching import exhaustive
 from diffcrop.search.matching.coarse_to_fine import Matcher, start
 from diffcrop.search.matching.marquardt import levenberg_marquardt
+from diffcrop.search.matching.poses import Upright
 from test_locate import TRUTH, scene, template
 
 SIDE = exhaustive.SIDE
+UNITS = Upright().units
 
 
 def all_boxes(block):
@@ -186,7 +188,8 @@ def test_a_template_that_is_flat_when_reduced_costs_the_same_everywhere():
 
 @pytest.mark.parametrize(("size", "huber", "metric"), [(8, None, "zncc"), (16, None, "l2"), (8, 0.1, "l2")])
 def test_small_templates_are_ranked_by_shape(size, huber, metric):
-    matcher = Matcher(scene()[None], template(size=(size, size))[None], {"metric": "l2", "huber": huber}, False)
+    options = {"metric": "l2", "huber": huber}
+    matcher = Matcher(scene()[None], template(size=(size, size))[None], options, False, Upright())
     assert matcher.coarse_metric == metric
 
 
@@ -226,7 +229,7 @@ def test_losses_never_rise_and_steps_are_bounded():
     wanted = diffcrop.crop(scene(), torch.tensor(TRUTH), 12)
     begin = starts(off=0.4)
     pixel = (begin[:, 2:] - begin[:, :2]).repeat(1, 2) / 12
-    descent = levenberg_marquardt(equations(scene(), wanted), begin, pixel, 15, 1e-6)
+    descent = levenberg_marquardt(equations(scene(), wanted), begin, UNITS, pixel, 15, 1e-6)
     assert (descent.path_losses.diff(dim=0) <= 0).all()
     assert torch.equal(descent.path[0], begin)
     assert torch.equal(descent.path[-1], descent.boxes)
@@ -239,7 +242,7 @@ def test_close_starts_settle_in_few_steps():
     wanted = diffcrop.crop(scene(), torch.tensor(TRUTH), 12)
     begin = starts(off=0.03)
     pixel = (begin[:, 2:] - begin[:, :2]).repeat(1, 2) / 12
-    descent = levenberg_marquardt(equations(scene(), wanted), begin, pixel, 30, 1e-4)
+    descent = levenberg_marquardt(equations(scene(), wanted), begin, UNITS, pixel, 30, 1e-4)
     assert descent.settled.all()
     assert len(descent.path) <= 8
     assert (descent.boxes - torch.tensor(TRUTH)).abs().max() < 1e-3
@@ -256,7 +259,7 @@ def test_a_box_that_becomes_nan_stays_where_it_was():
             return found
         return found._replace(loss=torch.where(torch.tensor([True, False]), torch.nan, found.loss))
 
-    descent = levenberg_marquardt(breaks, begin, torch.ones(2, 4), 5, 1e-4)
+    descent = levenberg_marquardt(breaks, begin, UNITS, torch.ones(2, 4), 5, 1e-4)
     assert torch.equal(descent.boxes[0], begin[0])
     assert float(descent.losses[0]) == float(first.loss[0])
     assert not torch.equal(descent.boxes[1], begin[1])
@@ -267,7 +270,7 @@ def test_a_direction_without_information_is_left_alone():
     ramp = torch.arange(64.0).expand(1, 64, 64) / 64
     wanted = diffcrop.crop(ramp, torch.tensor([20.0, 10.0, 44.0, 40.0]), 8)
     begin = torch.tensor([[22.0, 12.0, 45.0, 41.0]], dtype=torch.float64)
-    descent = levenberg_marquardt(equations(ramp, wanted), begin, torch.full((1, 4), 3.0), 20, 1e-6)
+    descent = levenberg_marquardt(equations(ramp, wanted), begin, UNITS, torch.full((1, 4), 3.0), 20, 1e-6)
     assert (descent.boxes[0, 0::2] - torch.tensor([20.0, 44.0])).abs().max() < 1e-3
     assert (descent.boxes[0, 1::2] - begin[0, 1::2]).abs().max() < 0.01
 
@@ -276,7 +279,7 @@ def test_a_basis_keeps_to_its_columns():
     wanted = diffcrop.crop(scene(), torch.tensor(TRUTH), 12)
     begin = starts(3, 0.05)
     only_x = torch.tensor([[1.0, 0.0, 1.0, 0.0]], dtype=torch.float64).T
-    descent = levenberg_marquardt(equations(scene(), wanted), begin, torch.full((3, 4), 8.0), 10, 1e-6, only_x)
+    descent = levenberg_marquardt(equations(scene(), wanted), begin, UNITS, torch.full((3, 4), 8.0), 10, 1e-6, only_x)
     moved = descent.boxes - begin
     assert moved[:, 1::2].abs().max() == 0
     assert (moved[:, 0] - moved[:, 2]).abs().max() < 1e-12
@@ -297,7 +300,7 @@ def test_small_sizes_do_not_lead_a_given_start_away():
     image = image * torch.linspace(0.8, 1.2, 96)
     truth = torch.tensor([[[20.0, 24.0, 68.0, 72.0]]], dtype=torch.float64)
     wanted = diffcrop.crop(image, truth[0, 0], 48)
-    matcher = Matcher(image[None], wanted[None], {"metric": "l2", "huber": None}, False)
+    matcher = Matcher(image[None], wanted[None], {"metric": "l2", "huber": None}, False, Upright())
     given = start(truth)
     path = matcher.coarse_to_fine(given, (48.0, 48.0), given)
     refined = path.boxes[0, :-1]  # the last is the start itself

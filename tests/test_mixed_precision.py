@@ -165,6 +165,9 @@ FUNCTIONS = {
     "crop_rotated, lists": lambda b: diffcrop.crop_rotated([ramp(b)[0], ramp(b)[0]], turned(b), 8, coords="unit"),
     "crop_quad": lambda b: diffcrop.crop_quad(ramp(b), b[:, CORNERS], 8, mode="bicubic"),
     "warp": lambda b: diffcrop.warp(ramp(b), diffcrop.boxes_to_theta(b, (960, 1000)), 8, coords="normalized"),
+    "warp_with_jacobian": lambda b: diffcrop.warp_with_jacobian(
+        ramp(b), diffcrop.boxes_to_theta(b, (960, 1000)), 8, coords="normalized"
+    ),
     "rotated_to_quads": lambda b: diffcrop.rotated_to_quads(turned(b), (960, 1000), coords="unit"),
     "rotated_to_matrix": lambda b: diffcrop.rotated_to_matrix(turned(b), 8),
     "quads_to_matrix": lambda b: diffcrop.quads_to_matrix(b[:, CORNERS], 8),

@@ -115,7 +115,8 @@ def jacobian(
             ]
             part = torch.stack(entries, -1).unflatten(-1, (-1, 3))
         if number > 0:
-            part = _pyramid.by_whole(part, _pyramid.level(tuple(images.shape[2:]), number, options))
+            height, width = images.shape[2:]
+            part = _pyramid.by_whole(part, _pyramid.level((height, width), number, options))
         total = part if total is None else total + part
     return total  # pyright: ignore[reportReturnType]
 

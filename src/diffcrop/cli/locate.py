@@ -67,7 +67,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Found:
-    """A `diffcrop.Location` in plain numbers. What is not finite there (no errors can be given) is None."""
+    """A `diffcrop.Location` in plain numbers. What is not finite there (no errors can be given) is None.
+
+    The box is (x0, y0, x1, y1), or (cx, cy, w, h, angle) where it may be turned.
+    """
 
     box: tuple[float, ...]
     standard_errors: tuple[float | None, ...]
@@ -102,6 +105,18 @@ def locate(
     aspect: Annotated[
         Aspect, typer.Option(help="Whether width and height are scaled each for itself or by the same factor.")
     ] = Aspect.FREE,
+    rotation: Annotated[
+        bool,
+        typer.Option("--rotation", help="Find templates that are turned, too: the box has five numbers then."),
+    ] = False,
+    angles: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LO,HI",
+            help="With --rotation: degrees, counter-clockwise, by which the template is turned at least and at most.",
+            show_default="any",
+        ),
+    ] = None,
     scales: Annotated[
         str | None,
         typer.Option(
@@ -114,7 +129,9 @@ def locate(
     init: Annotated[
         str | None,
         typer.Option(
-            metavar="X0,Y0,X1,Y1", help="A box to search around, instead of the whole scene.", show_default=False
+            metavar="X0,Y0,X1,Y1",
+            help="A box to search around, instead of the whole scene; with --rotation CX,CY,W,H,ANGLE.",
+            show_default=False,
         ),
     ] = None,
     reach: Annotated[
@@ -148,7 +165,7 @@ def locate(
 ) -> None:
     """Find the box of a photograph that a picture was cropped from.
 
-    The picture may be smaller, of any scale, and compressed, but not turned. Both are turned upright first (EXIF).
+    The picture may be smaller, of any scale, compressed, and with --rotation turned. Both are set upright first (EXIF).
     Where one of the two is grey both are compared in grey. Transparent pixels count as black. 16 bits are brought to
     0 to 255. The standard errors hold where template and crop differ by noise that is independent from pixel to pixel.
 
@@ -159,10 +176,15 @@ def locate(
         check_format(output, str(output))
         check_names([output], [str(scene)], [scene, template], force=force)
     options: dict[str, Any] = {"metric": metric.value, "aspect": aspect.value, "candidates": candidates, "huber": huber}
+    if angles is not None and not rotation:
+        raise UsageError(f"--angles {angles!r}: are those of a turned template; add --rotation")
+    if rotation:
+        options["rotation"] = angles is None or _numbers(angles, "--angles", 2, "LO,HI")
     if scales is not None:
         options["scales"] = _numbers(scales, "--scales", 2, "LO,HI")
     if init is not None:
-        options["init"] = _numbers(init, "--init", 4, "X0,Y0,X1,Y1")
+        wanted_numbers = (5, "CX,CY,W,H,ANGLE") if rotation else (4, "X0,Y0,X1,Y1")
+        options["init"] = _numbers(init, "--init", *wanted_numbers)
     if reach is not None:
         options["reach"] = reach
     if mode:
@@ -186,7 +208,7 @@ def locate(
     if failure:
         complain("locate", failure)
     if not found.converged:
-        complain("locate", _remedies(metric, searched=init is None))
+        complain("locate", _remedies(metric, searched=init is None, turned=rotation))
     if failure or not found.converged:
         leave(FAILED)
 
@@ -275,11 +297,12 @@ def _search(pair: Pair, options: dict[str, Any]) -> Found:
         leave(FAILED)
     box = tuple(result.box.tolist())
     height, width = pair.template.shape[1:]
+    sides = box[2:4] if len(box) == 5 else (box[2] - box[0], box[3] - box[1])
     return Found(
         box=box,
         standard_errors=tuple(_finite(value) for value in result.covariance.diagonal().sqrt().tolist()),
         covariance=[[_finite(value) for value in row] for row in result.covariance.tolist()],
-        scale=((box[2] - box[0]) / width, (box[3] - box[1]) / height),
+        scale=(sides[0] / width, sides[1] / height),
         residual=float(result.residual),
         mode=result.trace.names[int(result.trace.modes)],
         converged=bool(result.converged),
@@ -295,6 +318,12 @@ def _box_text(found: Found, digits: int) -> str:
     return ",".join(f"{round(value, digits) + 0.0:.{digits}f}" for value in found.box)
 
 
+def _numbers_text(found: Found) -> str:
+    if len(found.box) == 5:
+        return "cx,cy,w,h in pixels of the scene, angle in degrees, counter-clockwise"
+    return "x0,y0,x1,y1 in pixels of the scene"
+
+
 def _residual_text(found: Found, pair: Pair, metric: Metric) -> str:
     if metric is Metric.ZNCC:
         return f"{found.residual:.4f} of the template's contrast is not explained"
@@ -303,11 +332,11 @@ def _residual_text(found: Found, pair: Pair, metric: Metric) -> str:
 
 
 def _lines(found: Found, pair: Pair, metric: Metric, written: Path | None) -> list[str]:
-    """The result for a person. The box is written as `diffcrop crop --box` reads it."""
+    """The result for a person. An upright box is written as `diffcrop crop --box` reads it."""
     errors = ",".join("unknown" if value is None else f"{value:.3f}" for value in found.standard_errors)
     lines = {
-        "box": f"{_box_text(found, 3)} (x0,y0,x1,y1 in pixels of the scene)",
-        "errors": f"{errors} (standard errors, px)",
+        "box": f"{_box_text(found, 3)} ({_numbers_text(found)})",
+        "errors": f"{errors} (standard errors, px{' and degrees' if len(found.box) == 5 else ''})",
         "scale": f"{found.scale[0]:.4f} across, {found.scale[1]:.4f} down (scene pixels to a template pixel)",
         "residual": _residual_text(found, pair, metric),
         "filter": found.mode,
@@ -349,7 +378,7 @@ def _facts(
     }
 
 
-def _remedies(metric: Metric, *, searched: bool) -> str:
+def _remedies(metric: Metric, *, searched: bool, turned: bool) -> str:
     """What may help. What was done already is not among it."""
     remedies = []
     if metric is Metric.L2:
@@ -358,9 +387,11 @@ def _remedies(metric: Metric, *, searched: bool) -> str:
         remedies += ["--scales LO,HI if its box is small in the scene", "--candidates N if textures repeat themselves"]
     else:
         remedies.append("to leave --init out, which searches the whole scene")
+    if not turned:
+        remedies.append("--rotation if it is turned")
     return (
         f"not converged: the box is the best one seen, but the crop there is not the template; try "
-        f"{'; '.join(remedies)}. A template that is turned or mirrored is not found"
+        f"{'; '.join(remedies)}. A template that is mirrored is not found"
     )
 
 
@@ -381,6 +412,7 @@ def _draw(output: Path, photo: Photograph, pair: Pair, found: Found, metric: Met
         found.mode,
         title,
         texts,
+        found=found.converged,
         unit=pair.unit,
         matched=metric is Metric.ZNCC,
     )

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 import diffcrop
-from diffcrop.cli.pictures import DPI, SEARCH_COLOUR, bare, draw_box, show_crop
+from diffcrop.cli.pictures import DPI, SEARCH_COLOUR, bare, draw_quad, show_crop
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,20 +43,23 @@ def overlay_picture(
     title: str,
     texts: Sequence[str],
     *,
+    found: bool,
     unit: float | None,
     matched: bool,
 ) -> Image.Image:
     """Draw it. `scene` (C, H, W) is what is shown; crops are made of `compared`, which has the template's channels.
 
-    `unit` is white, None for float pixels. With `matched` the difference is that of crop and template with the same
-    mean and contrast.
+    What was not `found` is drawn with a dashed line. `unit` is white, None for float pixels. With `matched` the
+    difference is that of crop and template with the same mean and contrast.
     """
     size = (template.shape[1], template.shape[2])
-    crop = diffcrop.crop(compared, torch.tensor(box, dtype=torch.float64), size, mode=mode)
+    crops = diffcrop.crop_rotated if len(box) == 5 else diffcrop.crop
+    crop = crops(compared, torch.tensor(box, dtype=torch.float64), size, mode=mode)
     low, high = _limits(unit, compared, template)
     difference, factor = _difference(crop, template, high - low, matched=matched)
 
-    frame = _frame(box, scene.shape[2], scene.shape[1])
+    corners = _corners(box)
+    frame = _frame(corners, scene.shape[2], scene.shape[1])
     ratio = (frame[2] - frame[0]) / (frame[3] - frame[1])
     beside = ratio <= _WIDE
     if beside:
@@ -79,7 +82,7 @@ def overlay_picture(
 
     place = axes(_MARGIN, (body - height) / 2 if beside else 0, width, height)
     black, white = _limits(unit, scene)
-    _draw_scene(place, (scene - black) / (white - black), box, frame, width)
+    _draw_scene(place, (scene - black) / (white - black), corners, frame, width, "-" if found else "--")
     amplified = "" if factor == 1 else f" x{factor}"
     names = ("template", "crop at the box", f"{'matched ' if matched else ''}difference{amplified}")
     shown = ((template - low) / (high - low), (crop - low) / (high - low), difference)
@@ -92,19 +95,32 @@ def overlay_picture(
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def _frame(box: Sequence[float], width: int, height: int) -> tuple[float, float, float, float]:
-    """What part of the plane is shown: the scene, and of the box what lies less than half a scene outside."""
+def _corners(box: Sequence[float]) -> Tensor:
+    """(4, 2): the corners of a box, turned or not, with the crop's top left first."""
+    if len(box) == 5:
+        return diffcrop.rotated_to_quads(torch.tensor(box, dtype=torch.float64))
     x0, y0, x1, y1 = box
+    return torch.tensor([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], dtype=torch.float64)
+
+
+def _around(corners: Tensor) -> tuple[float, float, float, float]:
+    (x0, y0), (x1, y1) = corners.amin(0).tolist(), corners.amax(0).tolist()
+    return x0, y0, x1, y1
+
+
+def _frame(corners: Tensor, width: int, height: int) -> tuple[float, float, float, float]:
+    """What part of the plane is shown: the scene, and of the box what lies less than half a scene outside."""
+    x0, y0, x1, y1 = _around(corners)
     return (
-        min(0.0, max(min(x0, x1), -width / 2)),
-        min(0.0, max(min(y0, y1), -height / 2)),
-        max(float(width), min(max(x0, x1), 1.5 * width)),
-        max(float(height), min(max(y0, y1), 1.5 * height)),
+        min(0.0, max(x0, -width / 2)),
+        min(0.0, max(y0, -height / 2)),
+        max(float(width), min(x1, 1.5 * width)),
+        max(float(height), min(y1, 1.5 * height)),
     )
 
 
 def _draw_scene(
-    axes: Axes, scene: Tensor, box: Sequence[float], frame: tuple[float, float, float, float], inches: float
+    axes: Axes, scene: Tensor, corners: Tensor, frame: tuple[float, float, float, float], inches: float, line: str
 ) -> None:
     height, width = scene.shape[1:]
     # No more pixels than the picture has: matplotlib would make copies of all of them.
@@ -118,12 +134,12 @@ def _draw_scene(
     axes.set_ylim(frame[3], frame[1])
     bare(axes)
     # A line on the frame's edge would lose its outer half.
-    inside = frame[0] <= min(box[::2]) and frame[1] <= min(box[1::2]) and frame[2] >= max(box[::2])
-    inside = inside and frame[3] >= max(box[1::2])
-    draw_box(axes, torch.tensor(box), edgecolor=SEARCH_COLOUR, linewidth=2.5, clip_on=not inside)
+    x0, y0, x1, y1 = _around(corners)
+    inside = frame[0] <= x0 and frame[1] <= y0 and frame[2] >= x1 and frame[3] >= y1
+    draw_quad(axes, corners, edgecolor=SEARCH_COLOUR, linewidth=2.5, linestyle=line, clip_on=not inside)
     unit = (frame[2] - frame[0]) / inches
-    if max(box[2] - box[0], box[3] - box[1]) < _TINY * unit:
-        centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+    if max(x1 - x0, y1 - y0) < _TINY * unit:
+        centre = ((x0 + x1) / 2, (y0 + y1) / 2)
         ring = Circle(centre, 1.5 * _TINY * unit, fill=False, edgecolor=SEARCH_COLOUR, linewidth=2)
         ring.set_path_effects([withStroke(linewidth=4, foreground="white")])
         axes.add_patch(ring)

@@ -153,12 +153,15 @@ def count(value: Any, name: str) -> int:
     return int(value)
 
 
-def number(value: Any, name: str, *, positive: bool = False) -> float:
-    """A finite number, at least 0."""
+def number(value: Any, name: str, *, positive: bool = False, signed: bool = False) -> float:
+    """A finite number, at least 0; above it where ``positive``, of either sign where ``signed``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
     value = float(value)
-    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+    if signed:
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value:g}")
+    elif not math.isfinite(value) or value < 0 or (positive and value == 0):
         raise ValueError(f"{name} must be finite and {'above 0' if positive else 'at least 0'}, got {value:g}")
     return value
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from diffcrop.search.arguments import number
 
-FILTERS = ("bilinear", "bicubic", "lanczos3", "area", "gaussian")
+from .poses import Upright
+
 METRICS = ("l2", "zncc")
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 ASPECTS = ("free", "fixed")
@@ -25,8 +26,8 @@ class Problem(NamedTuple):
     leading: tuple[int, ...]
 
 
-def problem(image: Any, template: Any, init: Any) -> Problem:
-    """Check the tensors and bring them to one shape."""
+def problem(image: Any, template: Any, init: Any, box_numbers: int) -> Problem:
+    """Check the tensors and bring them to one shape. Starts have so many numbers: 4, or 5 of turned boxes."""
     images, templates = _pixels(image, "image", (3, 4)), _pixels(template, "template", (3, 4, 5))
     _finite(images, "image")
     _finite(templates, "template")
@@ -49,9 +50,9 @@ def problem(image: Any, template: Any, init: Any) -> Problem:
                 "reduce it, as in diffcrop.crop(template, whole, size), or swap the two"
             )
     _contrast(templates)
-    start = None if init is None else _init(init, leading, images.device)
+    start = None if init is None else _init(init, leading, images.device, box_numbers)
     if start is not None:
-        start = start.reshape(*templates.shape[:2], 4)
+        start = start.reshape(*templates.shape[:2], box_numbers)
     return Problem(images, templates, start, leading)
 
 
@@ -125,39 +126,47 @@ def _contrast(templates: Tensor) -> None:
         )
 
 
-def _init(init: Any, leading: tuple[int, ...], device: torch.device) -> Tensor:
+def _init(init: Any, leading: tuple[int, ...], device: torch.device, box_numbers: int) -> Tensor:
+    numbers = "(x0, y0, x1, y1)" if box_numbers == 4 else "(cx, cy, w, h, angle)"
     if not isinstance(init, Tensor):
         try:
             init = torch.as_tensor(init, dtype=torch.float64, device=device)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"init must be a tensor of boxes (x0, y0, x1, y1), got {init!r:.80}") from error
+            raise TypeError(f"init must be a tensor of boxes {numbers}, got {init!r:.80}") from error
     if init.device != device:
         raise ValueError(f"init must be on the image's device {device}, got {init.device}")
-    shape = (*leading, 4)
+    shape = (*leading, box_numbers)
     try:
         boxes = init.detach().double().expand(shape)
     except RuntimeError:
+        other = 9 - box_numbers
+        hint = {4: "; with rotation boxes have five numbers", 5: "; turned boxes need rotation=True"}[other]
         raise ValueError(
-            f"init must have shape {shape}, a box for each template, or broadcast to it, got shape {tuple(init.shape)}"
+            f"init must have shape {shape}, a box {numbers} for each template, or broadcast to it, "
+            f"got shape {tuple(init.shape)}{hint if init.ndim and init.shape[-1] == other else ''}"
         ) from None
     if not bool(torch.isfinite(boxes).all()):
         raise ValueError(f"init must be finite, got {init.tolist()!r:.120}")
-    if not bool((boxes[..., 2:] > boxes[..., :2]).all()):
+    if box_numbers == 5:
+        if not bool((boxes[..., 2:4] > 0).all()):
+            raise ValueError(f"init must be boxes {numbers} with w > 0 and h > 0, got {init.tolist()!r:.120}")
+    elif not bool((boxes[..., 2:] > boxes[..., :2]).all()):
         raise ValueError(
             f"init must be pixel boxes (x0, y0, x1, y1) with x0 < x1 and y0 < y1, got {init.tolist()!r:.120}"
         )
     return boxes
 
 
-def modes(value: Any) -> tuple[str, ...]:
+def modes(value: Any, filters: tuple[str, ...]) -> tuple[str, ...]:
     """One filter or several."""
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
         raise TypeError(f"mode must be a filter's name or a sequence of names, got {value!r} ({type(value).__name__})")
     for name in names:
-        if name not in FILTERS:
+        if name not in filters:
             why = ", which has no derivative" if name == "nearest" else ""
-            raise ValueError(f"mode must be among {FILTERS}, got {name!r}{why}")
+            why = ", which crops of turned boxes do not have" if name in Upright.filters else why
+            raise ValueError(f"mode must be among {filters}, got {name!r}{why}")
     return tuple(dict.fromkeys(names))
 
 
@@ -205,6 +214,27 @@ def searched(
     least = [min(a, b) for a, b in zip(least, most, strict=True)]
     width, height = template
     return (width * least[0], height * least[1]), (width * most[0], height * most[1])
+
+
+def rotation(value: Any, init: Any) -> tuple[float, float] | None:
+    """The angles that are searched, in degrees; None where the template is upright."""
+    if isinstance(value, bool):
+        return (-180.0, 180.0) if value else None
+    try:
+        low, high = value
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"rotation must be True, False or two angles (least, greatest) in degrees, got {value!r}"
+        ) from None
+    low, high = (number(angle, f"rotation[{i}]", signed=True) for i, angle in enumerate((low, high)))
+    if init is not None:
+        raise ValueError(
+            f"rotation=({low:g}, {high:g}) is for the search of the whole image, which init replaces; pass "
+            "rotation=True, and reach for how many radians to search"
+        )
+    if not low <= high <= low + 360:
+        raise ValueError(f"rotation must be (least, greatest) in degrees, at most 360 apart, got {value!r}")
+    return low, high
 
 
 def with_or_without_init(init: Any, scales: Any, candidates: Any, reach: Any) -> float:

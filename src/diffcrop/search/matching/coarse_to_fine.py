@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import diffcrop
-
 from . import exhaustive
 from .marquardt import levenberg_marquardt
+from .poses import Pose
 
 # Coarse to fine: the side of the crops that are compared, how many boxes are refined, and for how many steps.
 STAGES = ((8, 64, 8), (16, 32, 6), (32, 8, 5), (128, 3, 5), (512, 3, 5))
@@ -30,7 +29,7 @@ _ROUGHLY = 0.02
 
 
 class Path(NamedTuple):
-    """K boxes (P, K, 4) of each problem, losses and whether they settled (P, K), and all steps so far (n, P, K, 4)."""
+    """K boxes (P, K, m) of each problem, losses and whether they settled (P, K), and all steps so far (n, P, K, m)."""
 
     boxes: Tensor
     losses: Tensor
@@ -39,18 +38,18 @@ class Path(NamedTuple):
 
     def take(self, places: Tensor) -> Path:
         """Those at places (P, K')."""
-        box = places[..., None].expand(-1, -1, 4)
+        box = places[..., None].expand(-1, -1, self.boxes.shape[-1])
         steps = self.steps.gather(2, box.expand(len(self.steps), -1, -1, -1))
         return Path(self.boxes.gather(1, box), self.losses.gather(1, places), self.settled.gather(1, places), steps)
 
-    def best(self, keep: int) -> Path:
+    def best(self, keep: int, pose: Pose) -> Path:
         """The ``keep`` of least loss that differ, least first; NaN comes last."""
         ordered = self.take(self.losses.nan_to_num(torch.inf).argsort(1))
-        return ordered.take(exhaustive.distinct(ordered.boxes, ordered.losses, keep, _SAME))
+        return ordered.take(exhaustive.distinct(ordered.boxes, ordered.losses, keep, _SAME, pose.overlap))
 
 
 def start(boxes: Tensor) -> Path:
-    """Paths that begin at boxes (P, K, 4), in the order of how good they are thought to be."""
+    """Paths that begin at boxes (P, K, m), in the order of how good they are thought to be."""
     rank = torch.arange(boxes.shape[1], dtype=boxes.dtype, device=boxes.device).expand(boxes.shape[:2])
     return Path(boxes, rank, torch.zeros_like(rank, dtype=torch.bool), boxes[None])
 
@@ -65,6 +64,7 @@ class Matcher(NamedTuple):
     templates: Tensor
     options: dict[str, Any]
     fixed: bool
+    pose: Pose
 
     @property
     def size(self) -> tuple[int, int]:
@@ -83,12 +83,8 @@ class Matcher(NamedTuple):
         return "zncc" if small and self.options["huber"] is None else self.options["metric"]
 
     def basis(self) -> Tensor | None:
-        """How a box may change, as columns (4, 3): along x, along y, and in size; None where it is free."""
-        if not self.fixed:
-            return None
-        height, width = self.size
-        columns = [[1, 0, 1, 0], [0, 1, 0, 1], [-width / 2, -height / 2, width / 2, height / 2]]
-        return torch.tensor(columns, dtype=torch.float64, device=self.images.device).T
+        """How a box may change, as columns (m, n); None where it is free."""
+        return self.pose.basis(self.size, self.images.device) if self.fixed else None
 
     def coarse_to_fine(self, path: Path, least: tuple[float, float], given: Path | None = None) -> Path:
         """Refine at ever larger sizes, ever fewer boxes, to those that are worth the templates' own size.
@@ -106,8 +102,9 @@ class Matcher(NamedTuple):
             if given is not None and path is not given:
                 path = _joined(path, given)
             source = exhaustive.resized(self.images, self._source_size(size, least))
-            path = whole_areas.refine(path, source, exhaustive.resized(self.templates, size), "area", steps, _ROUGHLY)
-            path = path.best(stages[i + 1][1] if i + 1 < len(stages) else finalists)
+            wanted = exhaustive.resized(self.templates, size)
+            path = whole_areas.refine(path, source, wanted, "area", steps, _ROUGHLY)
+            path = path.best(stages[i + 1][1] if i + 1 < len(stages) else finalists, self.pose)
         return path if given is None else _joined(path, given)
 
     def best_filter(self, path: Path, names: Sequence[str], iterations: int, tolerance: float) -> tuple[Path, Tensor]:
@@ -115,7 +112,7 @@ class Matcher(NamedTuple):
         size = (self.images, self.templates)
         path = self.refine(path, *size, names[0], min(_FINAL, iterations), tolerance)
         others = [self.refine(path, *size, name, min(_OTHERS, iterations), tolerance) for name in names[1:]]
-        each = [one.best(1) for one in (path, *others)]
+        each = [one.best(1, self.pose) for one in (path, *others)]
         which = torch.cat([one.losses for one in each], 1).nan_to_num(torch.inf).argmin(1)
         for i, name in enumerate(names):
             if iterations > _FINAL and bool((which == i).any()):
@@ -128,28 +125,18 @@ class Matcher(NamedTuple):
         row = torch.arange(problems * keep, device=images.device)
         index = row // (keep * (problems // len(images)))
         wanted = targets[:, None].expand(-1, keep, -1, -1, -1).flatten(0, 1)
-        scale = torch.tensor(
-            [n / m for n, m in zip(images.shape[:1:-1], self.images.shape[:1:-1], strict=True)] * 2,
-            dtype=torch.float64,
-            device=images.device,
-        )
-        boxes = path.boxes.flatten(0, 1) * scale
-        sides = (boxes[:, 2:] - boxes[:, :2]) / torch.tensor(targets.shape[:1:-1], device=images.device)
-
-        def equations(at: Tensor) -> diffcrop.NormalEquations:
-            return diffcrop.normal_equations(images, at, wanted, batch_index=index, mode=mode, **self.options)
-
-        basis = self.basis()
-        if basis is not None:
-            basis = basis * scale[:, None]
-        descent = levenberg_marquardt(equations, boxes, sides.repeat(1, 2), steps, tolerance, basis)
+        vertical, horizontal = (n / m for n, m in zip(images.shape[2:], self.images.shape[2:], strict=True))
+        options = {**self.options, "mode": mode}
+        equations = self.pose.equations(images, wanted, index, (horizontal, vertical), options)
+        boxes = path.boxes.flatten(0, 1)
+        pixels = self.pose.pixels(boxes, (targets.shape[-2], targets.shape[-1]))
+        descent = levenberg_marquardt(equations, boxes, self.pose.units, pixels, steps, tolerance, self.basis())
         shape = (problems, keep)
-        taken = (descent.path[1:] / scale).unflatten(1, shape)
         return Path(
-            (descent.boxes / scale).unflatten(0, shape),
+            descent.boxes.unflatten(0, shape),
             descent.losses.unflatten(0, shape),
             descent.settled.unflatten(0, shape),
-            torch.cat([path.steps, taken]),
+            torch.cat([path.steps, descent.path[1:].unflatten(1, shape)]),
         )
 
     def _source_size(self, size: Sequence[int], least: Sequence[float]) -> tuple[int, int]:

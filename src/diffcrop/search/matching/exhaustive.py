@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -164,15 +164,17 @@ def best_candidates(
     huber: float | None = None,
     *,
     reuse: bool = True,
+    allowed: Callable[[Axis, Axis, torch.device], Tensor] | None = None,
 ) -> Candidates:
     """The ``keep`` best boxes of the grid in one image (C, H, W) for one template (C, h, w).
 
     Those that are better than their neighbours on the grid, without any that overlaps a better one by more than
     ``overlap`` (intersection over union). Costs are those of `normal_equations` on crops of one channel. With
-    ``reuse`` the grid's matrices are kept for the next call.
+    ``reuse`` the grid's matrices are kept for the next call. ``allowed`` of a block's axes says which of its boxes
+    (n_y, n_x) count at all.
     """
     make = _cells if reuse else _cells.__wrapped__
-    width, height = (_source_extent([block[axis] for block in blocks]) for axis in (0, 1))
+    width, height = (source_extent([block[axis] for block in blocks]) for axis in (0, 1))
     source, small, unit = _one_channel(resized(image, (height, width)), resized(template, (SIDE, SIDE)))
     boxes, costs = [], []
     for block in blocks:
@@ -181,6 +183,8 @@ def best_candidates(
             cost = _costs(source, small, x, y, metric)
         else:
             cost = _robust_costs(source, small, x, y, huber / unit)
+        if allowed is not None:
+            cost = torch.where(allowed(*block, source.device), cost, torch.inf)
         # Candidates on a slope lead where their neighbours lead.
         cost = torch.where(cost <= _least_around(cost), cost, torch.inf).flatten()
         found, place = cost.topk(min(_SPARE * keep, len(cost)), largest=False)
@@ -206,12 +210,14 @@ def _least_around(cost: Tensor) -> Tensor:
     return cost
 
 
-def distinct(boxes: Tensor, costs: Tensor, keep: int, overlap: float) -> Tensor:
-    """Non-maximum suppression: places (P, keep) of the best boxes (P, K, 4) that overlap no better one by more.
+def distinct(
+    boxes: Tensor, costs: Tensor, keep: int, overlap: float, shared: Callable[[Tensor, Tensor], Tensor] = iou
+) -> Tensor:
+    """Non-maximum suppression: places (P, keep) of the best boxes (P, K, m) that overlap no better one by more.
 
     Boxes come best first. Where fewer are left, the best is repeated: results have one shape.
     """
-    near = (iou(boxes[:, :, None], boxes[:, None]) > overlap).float().tril(-1)
+    near = (shared(boxes[:, :, None], boxes[:, None]) > overlap).float().tril(-1)
     # A box is kept if no better one that is kept is near. The first is right at once, then whoever depends on it.
     usable = costs.isfinite()
     kept = usable
@@ -224,7 +230,7 @@ def distinct(boxes: Tensor, costs: Tensor, keep: int, overlap: float) -> Tensor:
     return torch.where(kept.gather(1, places), places, places[:, :1])
 
 
-def _source_extent(axes: list[Axis]) -> int:
+def source_extent(axes: list[Axis]) -> int:
     """What an axis is reduced to: the cells of the smallest boxes are pixels then."""
     cell = min(level.unit * axis.phases for axis in axes for level in axis.levels)
     return min(axes[0].extent, math.ceil(axes[0].extent / cell))

@@ -16,14 +16,15 @@ _DAMPING, _LOWER, _RAISE, _LEAST, _MOST = 1e-3, 0.1, 8.0, 1e-9, 1e6
 _ROUNDING = 1e-9
 # A gain of this part of the loss is none. Where a template fits exactly the loss falls by far more up to the end.
 _GAIN = 1e-6
-# No corner moves farther at once, in units of the box's side.
+# No number changes by more at once, in its unit: the box's side, or a radian.
 _FARTHEST = 0.3
 
 Equations = Callable[[Tensor], "diffcrop.NormalEquations"]
+Units = Callable[[Tensor], Tensor]
 
 
 class Descent(NamedTuple):
-    """R boxes after n steps (R, 4), their losses and whether any step was small (R,); (n + 1, R, 4) and (n + 1, R)."""
+    """R boxes of m numbers after n steps (R, m), losses, whether a step was small (R,); (n + 1, R, m), (n + 1, R)."""
 
     boxes: Tensor
     losses: Tensor
@@ -33,12 +34,19 @@ class Descent(NamedTuple):
 
 
 def levenberg_marquardt(
-    equations: Equations, boxes: Tensor, pixel: Tensor, iterations: int, tolerance: float, basis: Tensor | None = None
+    equations: Equations,
+    boxes: Tensor,
+    units: Units,
+    pixel: Tensor,
+    iterations: int,
+    tolerance: float,
+    basis: Tensor | None = None,
 ) -> Descent:
-    """Minimise the losses of ``equations`` over boxes (R, 4), each by itself, until steps are small.
+    """Minimise the losses of ``equations`` over boxes (R, m), each by itself, until steps are small.
 
-    ``pixel`` (R, 4) is the size of a crop's pixel: a step is small when no number changes by more than ``tolerance`` of
-    it. With a ``basis`` (R, 4, n) boxes move in its columns alone.
+    ``units`` of boxes (R, m) say how far each number may move. ``pixel`` (R, m) is the size of a crop's pixel: a step
+    is small when no number changes by more than ``tolerance`` of it. With a ``basis`` (m, n) boxes move in its
+    columns alone.
     """
     hessian, gradient, loss = equations(boxes)
     damping = torch.full_like(loss, _DAMPING)
@@ -46,8 +54,7 @@ def levenberg_marquardt(
     path, losses = [boxes], [loss]
     for _ in range(iterations):
         step = _step(hessian, gradient, damping, basis)
-        sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
-        step = step * (_FARTHEST / (step / sides).abs().amax(1, keepdim=True).clamp(min=_FARTHEST))
+        step = step * (_FARTHEST / (step / units(boxes)).abs().amax(1, keepdim=True).clamp(min=_FARTHEST))
         trial = boxes + step
         hessian_there, gradient_there, loss_there = equations(trial)
         better = loss_there < loss  # false for NaN
