@@ -233,13 +233,44 @@ void warp_rows(const WarpPlan& plan, const Surface& surface, const View<const T>
 
 // --- cotangents of samples -------------------------------------------------------------------------------------------
 
+// Brings rows side by side: number n of place j of the result is number j of row n.
+template <int group, class G, class A>
+void interleave(A* __restrict to, const G* const* rows, int64_t step, int64_t count) {
+  const G* row[group];
+  for (int n = 0; n < group; ++n) row[n] = rows[n];
+  if (step == 1)
+    for (int64_t j = 0; j < count; ++j)
+      for (int n = 0; n < group; ++n) to[j * group + n] = load<A>(row[n][j]);
+  else
+    for (int64_t j = 0; j < count; ++j)
+      for (int n = 0; n < group; ++n) to[j * group + n] = load<A>(row[n][j * step]);
+}
+
+// The inverse.
+template <int group, class G, class A>
+void separate(G* const* rows, const A* __restrict from, int64_t step, int64_t count) {
+  G* row[group];
+  for (int n = 0; n < group; ++n) row[n] = rows[n];
+#if DIFFCROP_LOOKUPS
+  if constexpr (group == 4 && std::is_same_v<G, float>)
+    if (step == 1) return separate_lanes(row, from, count);
+#endif
+  if (step == 1)
+    for (int64_t j = 0; j < count; ++j)
+      for (int n = 0; n < group; ++n) row[n][j] = store<G>(from[j * group + n]);
+  else
+    for (int64_t j = 0; j < count; ++j)
+      for (int n = 0; n < group; ++n) row[n][j * step] = store<G>(from[j * group + n]);
+}
+
 // The transpose of the reduction of samples to outputs: the cotangents of the samples of one line after another, from
-// those of the outputs. Sample k of channel n is number k step + n stride of a line.
-template <class G, class A>
+// those of the outputs. The channels of a sample lie side by side, `group` of them, or with group = 1 each has a part
+// of its own, `stride` apart. Behind the last sample of a line there are zeros.
+template <int group, class G, class A>
 class Cotangent {
  public:
   Cotangent(const WarpPlan& plan, const View<const G>& grad, int64_t height, int64_t width, int64_t c, int64_t c_end,
-            int64_t step, int64_t stride, int64_t size, Scratch<A>& scratch)
+            Scratch<A>& scratch)
       : x_(plan.x),
         y_(plan.y),
         grad_(grad),
@@ -247,22 +278,26 @@ class Cotangent {
         width_(width),
         c_(c),
         c_end_(c_end),
-        step_(step),
-        stride_(stride),
-        size_(size),
+        stride_(padded(plan.x.count(width))),
+        size_((group == 1 ? c_end - c : group) * stride_),
         overlap_(plan.y.overlap()) {
-    lines_ = scratch.take(overlap_ * size);
+    lines_ = scratch.take(overlap_ * size_);
+    std::fill_n(lines_, overlap_ * size_, A(0));
     held_ = reinterpret_cast<int64_t*>(scratch.take(overlap_ * static_cast<int64_t>(sizeof(int64_t) / sizeof(A))));
-    for (int64_t i = 0; i < overlap_; ++i) held_[i] = -1;
+    std::fill_n(held_, overlap_, int64_t{-1});
     across_ = weights_of(plan.x, scratch);
-    sum_ = y_.length() > 1 ? scratch.take(size) : nullptr;
+    sum_ = y_.length() > 1 ? scratch.take(size_) : nullptr;
+    outputs_ = x_.length() > 1 ? scratch.take(width * group) : nullptr;
   }
+
+  int64_t stride() const { return stride_; }
+  int64_t size() const { return size_; }
 
   // Line k, counted from the first of all. Only numbers [from, to) are asked for.
   const A* line(int64_t k, int64_t from, int64_t to) {
     const int64_t first = std::max<int64_t>(0, first_of(k - y_.length() + 1, y_.m));
     const int64_t last = std::min(height_ - 1, k / y_.m);
-    if (sum_ == nullptr) return output(last);
+    if (sum_ == nullptr) return x_.length() > 1 ? output(last) : plain(last, from / group, to / group);
     for (int64_t i = first; i <= last; ++i) {
       const auto weight = static_cast<A>(y_.weight[k - i * y_.m]);
       const A* const part = output(i);
@@ -280,27 +315,41 @@ class Cotangent {
     A* const line = lines_ + i % overlap_ * size_;
     if (held_[i % overlap_] == i) return line;
     held_[i % overlap_] = i;
-    for (int64_t p = 0; p < size_; ++p) line[p] = 0;
-    const int64_t length = x_.length();
-    for (int64_t n = c_; n < c_end_; ++n) {
-      const G* const from = grad_.at(n, i);
+    for (int64_t n = c_; n < c_end_; n += group) {
+      const G* rows[group];
+      // What stands for channels that are not there is not looked at.
+      for (int64_t k = 0; k < group; ++k) rows[k] = grad_.at(std::min(n + k, c_end_ - 1), i);
       A* const to = line + (n - c_) * stride_;
-      if (length == 1)
-        for (int64_t j = 0; j < width_; ++j) to[j * step_] = load<A>(from[j * grad_.column]);
-      else
-        for (int64_t j = 0; j < width_; ++j) {
-          const A g = load<A>(from[j * grad_.column]);
-          A* const some = to + j * x_.m * step_;
-          for (int64_t t = 0; t < length; ++t) some[t * step_] += across_[t] * g;
-        }
+      const bool spread = x_.length() > 1;
+      interleave<group>(spread ? outputs_ : to, rows, grad_.column, width_);
+      if (spread) spread_row(to);
     }
     return line;
   }
 
+  // The same where nothing is spread: only those that are asked for.
+  const A* plain(int64_t i, int64_t from, int64_t to) {
+    from = group == 1 ? 0 : from, to = group == 1 ? width_ : std::min(to, width_);
+    for (int64_t n = c_; n < c_end_; n += group) {
+      const G* rows[group];
+      for (int64_t k = 0; k < group; ++k) rows[k] = grad_.at(std::min(n + k, c_end_ - 1), i) + from * grad_.column;
+      interleave<group>(lines_ + (n - c_) * stride_ + from * group, rows, grad_.column, to - from);
+    }
+    return lines_;
+  }
+
+  void spread_row(A* __restrict to) const {
+    const int64_t length = x_.length(), m = x_.m;
+    std::fill_n(to, x_.count(width_) * group, A(0));
+    for (int64_t j = 0; j < width_; ++j)
+      for (int64_t t = 0; t < length; ++t)
+        for (int n = 0; n < group; ++n) to[(j * m + t) * group + n] += across_[t] * outputs_[j * group + n];
+  }
+
   const Reduction &x_, &y_;
   const View<const G> grad_;
-  int64_t height_, width_, c_, c_end_, step_, stride_, size_, overlap_;
-  A *lines_, *sum_;
+  int64_t height_, width_, c_, c_end_, stride_, size_, overlap_;
+  A *lines_, *sum_, *outputs_;
   const A* across_;
   int64_t* held_;
 };
@@ -337,9 +386,10 @@ void matrix_rows(const WarpPlan& plan, const Surface& surface, const View<const 
                  int64_t begin, int64_t end, const SumOf<T>* fill, double* result, Scratch<SumOf<T>>& scratch) {
   using A = SumOf<T>;
   scratch.clear();
-  const int64_t count = plan.x.count(width), stride = padded(count), size = (c_end - c) * stride;
+  const int64_t count = plan.x.count(width);
   const double* const u = places(plan.x, count, scratch);
-  Cotangent<ResultOf<T>, A> cotangent(plan, grad, height, width, c, c_end, 1, stride, size, scratch);
+  Cotangent<1, ResultOf<T>, A> cotangent(plan, grad, height, width, c, c_end, scratch);
+  const int64_t stride = cotangent.stride(), size = cotangent.size();
   const bool close = lies_close(image, surface), fours = surface.taps == 2;
   Spots spots;
   Corners<A> corners;
@@ -435,13 +485,30 @@ inline Stretch stretch_of(const WarpPlan& plan, const Surface& surface, const do
 // Neighbours share pixels, and what was just written is read soonest after some other samples.
 constexpr int64_t kTurn = 5;
 
+// The numbers of one pixel, or of its cotangents.
 template <int group, class A>
-DIFFCROP_INLINE void add_pixel(A* to, const A* g, A weight) {
-  for (int n = 0; n < group; ++n) to[n] += weight * g[n];
-}
+struct Pixel {
+#if DIFFCROP_VECTORS
+  typedef A Numbers __attribute__((vector_size(group * sizeof(A))));
+  Numbers all;
+  explicit Pixel(const A* from) { std::memcpy(&all, from, sizeof(all)); }
+  DIFFCROP_INLINE void add_to(A* to, A weight) const {
+    Numbers sum;
+    std::memcpy(&sum, to, sizeof(sum));
+    sum += weight * all;
+    std::memcpy(to, &sum, sizeof(sum));
+  }
+#else
+  A all[group];
+  explicit Pixel(const A* from) { std::memcpy(all, from, sizeof(all)); }
+  void add_to(A* to, A weight) const {
+    for (int n = 0; n < group; ++n) to[n] += weight * all[n];
+  }
+#endif
+};
 
-// Adds sixteen samples whose four pixels all lie in the tile.
-template <int group, class A>
+// Adds sixteen samples whose four pixels all lie in the image, and with `whole` in the tile.
+template <int group, bool whole, class A>
 void scatter_inside(const Tile<A>& tile, const Corners<A>& corners, const A* g) {
   alignas(64) A weight[4][kSpots];
   alignas(64) int64_t place[kSpots];
@@ -455,11 +522,15 @@ void scatter_inside(const Tile<A>& tile, const Corners<A>& corners, const A* g) 
   for (int64_t i = 0; i < kSpots; ++i) {
     const int64_t l = i * kTurn % kSpots;
     A* const to = tile.data + place[l];
-    const A* const some = g + l * group;
-    add_pixel<group>(to, some, weight[0][l]);
-    add_pixel<group>(to + group, some, weight[1][l]);
-    add_pixel<group>(to + down, some, weight[2][l]);
-    add_pixel<group>(to + down + group, some, weight[3][l]);
+    const Pixel<group, A> some(g + l * group);
+    if (whole || (corners.row[l] >= tile.begin && corners.row[l] < tile.end)) {
+      some.add_to(to, weight[0][l]);
+      some.add_to(to + group, weight[1][l]);
+    }
+    if (whole || (corners.row[l] + 1 >= tile.begin && corners.row[l] + 1 < tile.end)) {
+      some.add_to(to + down, weight[2][l]);
+      some.add_to(to + down + group, weight[3][l]);
+    }
   }
 }
 
@@ -470,13 +541,13 @@ void scatter_anywhere(const Tile<A>& tile, const WarpPlan& plan, const Spots& sp
   for (int64_t i = 0; i < kSpots; ++i) {
     const int64_t l = i * kTurn % kSpots;
     if (l >= lanes || !is_seen(spots, plan, l)) continue;
+    const Pixel<group, A> some(g + l * group);
     for (int a = 0; a < near.y.count; ++a) {
       const int64_t row = near.y.index[a][l];
       if (row < tile.begin || row >= tile.end) continue;
       for (int b = 0; b < near.x.count; ++b) {
         const int64_t column = near.x.index[b][l];
-        if (column >= 0)
-          add_pixel<group>(tile.at(row, column), g + l * group, near.y.weight[a][l] * near.x.weight[b][l]);
+        if (column >= 0) some.add_to(tile.at(row, column), near.y.weight[a][l] * near.x.weight[b][l]);
       }
     }
   }
@@ -505,9 +576,11 @@ template <int group, class G, class A>
 void add_box(const Tile<A>& tile, const WarpPart<G>& part, const Surface& surface, int64_t c, int64_t c_end,
              Scratch<A>& scratch) {
   const WarpPlan& plan = *part.plan;
-  const int64_t count = plan.x.count(part.width), size = padded(count) * group;
+  const int64_t count = plan.x.count(part.width);
   const double* const u = places(plan.x, count, scratch);
-  Cotangent<G, A> cotangent(plan, part.grad, part.height, part.width, c, c_end, group, 1, size, scratch);
+  // With one channel a line is all of it either way.
+  Cotangent<group, G, A> cotangent(plan, part.grad, part.height, part.width, c, c_end, scratch);
+  const int64_t size = cotangent.size();
   const bool fours = surface.taps == 2;
   const int before = surface.taps / 2 - 1;
   Spots spots;
@@ -524,16 +597,39 @@ void add_box(const Tile<A>& tile, const WarpPart<G>& part, const Surface& surfac
     const A* const g = cotangent.line(k, first * group, std::min(padded(stretch.last) * group, size));
     for (int64_t j = first; j < stretch.last; j += kSpots) {
       find(spots, plan, line, u + j);
-      const int64_t lanes = std::min(count - j, kSpots);
       const bool inside = find_corners(corners, spots, surface, before, before + 1);
-      if (fours && inside && lanes == kSpots && corners.top >= tile.begin && corners.bottom + 1 < tile.end) {
-        scatter_inside<group>(tile, corners, g + j * group);
+      if (inside && (corners.bottom + before + 1 < tile.begin || corners.top - before >= tile.end)) continue;
+      if (fours && inside) {  // behind the last sample cotangents are zero
+        if (corners.top >= tile.begin && corners.bottom + 1 < tile.end)
+          scatter_inside<group, true>(tile, corners, g + j * group);
+        else
+          scatter_inside<group, false>(tile, corners, g + j * group);
         continue;
       }
-      if (inside && (corners.bottom + before + 1 < tile.begin || corners.top - before >= tile.end)) continue;
       near.find(spots, surface);
-      scatter_anywhere<group>(tile, plan, spots, near, g + j * group, lanes);
+      scatter_anywhere<group>(tile, plan, spots, near, g + j * group, std::min(count - j, kSpots));
     }
+  }
+}
+
+template <int group, class G, class A>
+void group_rows(std::span<const WarpPart<G>> parts, const Surface& surface, const View<G>& out, int64_t c,
+                int64_t c_end, int64_t begin, int64_t end, Scratch<A>& scratch) {
+  const int64_t size = (end - begin) * surface.width * group;
+  const Tile<A> tile{scratch.take(size), begin, end, surface.width, group};
+  std::fill_n(tile.data, size, A(0));
+  for (const auto& part : parts) {
+    if (!may_touch(*part.plan, surface, part.height, part.width, begin, end)) continue;
+    const auto mark = scratch.mark();
+    add_box<group>(tile, part, surface, c, c_end, scratch);
+    scratch.release(mark);
+  }
+  // Channels that are not there go to a row that nobody reads.
+  auto* const nowhere = reinterpret_cast<G*>(scratch.take(surface.width * std::max<int64_t>(out.column, 1)));
+  for (int64_t row = begin; row < end; ++row) {
+    G* rows[group];
+    for (int64_t n = 0; n < group; ++n) rows[n] = c + n < c_end ? out.at(c + n, row) : nowhere;
+    separate<group>(rows, tile.at(row, 0), out.column, surface.width);
   }
 }
 
@@ -544,39 +640,18 @@ void warp_image_rows(std::span<const WarpPart<G>> parts, const Surface& surface,
                      int64_t c_end, int64_t begin, int64_t end, Scratch<SumOf<G>>& scratch) {
   using A = SumOf<G>;
   scratch.clear();
-  const int64_t channels = c_end - c;
-  const int64_t group = channels <= 2 ? channels : channels <= 4 ? 4 : channels <= 8 ? 8 : 16;
-  const int64_t size = (end - begin) * surface.width * group;
-  const Tile<A> tile{scratch.take(size), begin, end, surface.width, group};
-  std::fill_n(tile.data, size, A(0));
-  for (const auto& part : parts) {
-    if (!may_touch(*part.plan, surface, part.height, part.width, begin, end)) continue;
-    const auto mark = scratch.mark();
-    switch (group) {
-      case 1:
-        add_box<1>(tile, part, surface, c, c_end, scratch);
-        break;
-      case 2:
-        add_box<2>(tile, part, surface, c, c_end, scratch);
-        break;
-      case 4:
-        add_box<4>(tile, part, surface, c, c_end, scratch);
-        break;
-      case 8:
-        add_box<8>(tile, part, surface, c, c_end, scratch);
-        break;
-      default:
-        add_box<16>(tile, part, surface, c, c_end, scratch);
-    }
-    scratch.release(mark);
+  switch (c_end - c) {
+    case 1:
+      return group_rows<1>(parts, surface, out, c, c_end, begin, end, scratch);
+    case 2:
+      return group_rows<2>(parts, surface, out, c, c_end, begin, end, scratch);
+    case 3:
+    case 4:
+      return group_rows<4>(parts, surface, out, c, c_end, begin, end, scratch);
+    default:
+      if (c_end - c <= 8) return group_rows<8>(parts, surface, out, c, c_end, begin, end, scratch);
+      return group_rows<16>(parts, surface, out, c, c_end, begin, end, scratch);
   }
-  for (int64_t row = begin; row < end; ++row)
-    for (int64_t n = 0; n < channels; ++n) {
-      G* const to = out.at(c + n, row);
-      const A* const from = tile.at(row, 0) + n;
-      for (int64_t column = 0; column < surface.width; ++column)
-        to[column * out.column] = store<G>(from[column * group]);
-    }
 }
 
 }  // namespace diffcrop::DIFFCROP_LEVEL

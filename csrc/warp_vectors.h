@@ -42,4 +42,26 @@ DIFFCROP_INLINE void add_slopes_inside_lanes(float* by_x, float* by_y, const flo
   _mm512_store_ps(by_y, _mm512_fmadd_ps(cotangent, slope_y, _mm512_load_ps(by_y)));
 }
 
+// See separate.
+inline void separate_lanes(float* const (&rows)[4], const float* from, int64_t count) {
+  // Numbers n, n + 4, n + 8 and n + 12 of two registers, for two n.
+  const __m512i even = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(2));
+  for (int64_t j = 0; j < count; j += kLanes) {
+    const __mmask16 lanes = first_lanes(count - j);
+    __m512 part[4];
+    for (int i = 0; i < 4; ++i)
+      part[i] = _mm512_maskz_loadu_ps(first_lanes(std::max<int64_t>(4 * (count - j) - i * kLanes, 0)),
+                                      from + 4 * j + i * kLanes);
+    const __m512 low01 = _mm512_permutex2var_ps(part[0], even, part[1]);
+    const __m512 high01 = _mm512_permutex2var_ps(part[2], even, part[3]);
+    const __m512 low23 = _mm512_permutex2var_ps(part[0], odd, part[1]);
+    const __m512 high23 = _mm512_permutex2var_ps(part[2], odd, part[3]);
+    _mm512_mask_storeu_ps(rows[0] + j, lanes, _mm512_shuffle_f32x4(low01, high01, 0x44));
+    _mm512_mask_storeu_ps(rows[1] + j, lanes, _mm512_shuffle_f32x4(low01, high01, 0xee));
+    _mm512_mask_storeu_ps(rows[2] + j, lanes, _mm512_shuffle_f32x4(low23, high23, 0x44));
+    _mm512_mask_storeu_ps(rows[3] + j, lanes, _mm512_shuffle_f32x4(low23, high23, 0xee));
+  }
+}
+
 }  // namespace diffcrop::DIFFCROP_LEVEL
