@@ -63,6 +63,8 @@ struct Surface {
   int taps;
   int64_t height, width;
   bool periodic() const { return padding == Padding::reflection || padding == Padding::circular; }
+  // Whether samples far from a row of pixels may read it all the same.
+  bool scattered() const { return periodic() || (align_corners && height == 1); }
 };
 
 // In [0, b) and exact, also far out.

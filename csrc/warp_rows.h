@@ -87,11 +87,72 @@ DIFFCROP_INLINE void add_slopes_of_fours(A* __restrict by_x, A* __restrict by_y,
   }
 }
 
-// Sixteen samples by a filter of `taps` pixels an axis, all in the image: their weights along both axes.
+// Keys' weights of four pixels an axis, of samples all of whose pixels lie in the image, and their derivatives.
 template <class A>
-struct alignas(64) Weights {
-  A x[kMostTaps][kSpots], y[kMostTaps][kSpots];
+struct alignas(64) Cubic {
+  A x[4][kSpots], y[4][kSpots], by_x[4][kSpots], by_y[4][kSpots];
 };
+
+template <bool slopes, class A>
+DIFFCROP_INLINE void weigh_cubic(A (&weight)[4][kSpots], A (&slope)[4][kSpots], const A* place, A a) {
+  for (int64_t l = 0; l < kSpots; ++l) {
+    const A t = place[l], r = 1 - t;
+    // a (t^3 - 2 t^2 + t) and (a + 2) t^3 - (a + 3) t^2 + 1, at t and at 1 - t.
+    weight[0][l] = a * t * r * r;
+    weight[1][l] = 1 + t * t * ((a + 2) * t - (a + 3));
+    weight[2][l] = 1 + r * r * ((a + 2) * r - (a + 3));
+    weight[3][l] = a * r * t * t;
+    if (slopes) {
+      slope[0][l] = a * r * (1 - 3 * t);
+      slope[1][l] = t * (3 * (a + 2) * t - 2 * (a + 3));
+      slope[2][l] = -r * (3 * (a + 2) * r - 2 * (a + 3));
+      slope[3][l] = a * t * (2 - 3 * t);
+    }
+  }
+}
+
+template <bool slopes, class A>
+DIFFCROP_INLINE void find_cubic(Cubic<A>& cubic, const Corners<A>& corners, double a) {
+  weigh_cubic<slopes>(cubic.x, cubic.by_x, corners.x, static_cast<A>(a));
+  weigh_cubic<slopes>(cubic.y, cubic.by_y, corners.y, static_cast<A>(a));
+}
+
+// The four pixels of a row from `p` on.
+template <class T, class A>
+DIFFCROP_INLINE void add_row(A (&sum)[4], const T* p, int64_t column, A weight) {
+  for (int b = 0; b < 4; ++b) sum[b] += weight * load<A>(p[b * column]);
+}
+
+// Sixteen values; with `slopes` g times their slopes is added to by_x and by_y instead.
+template <bool slopes, class T, class A>
+void read_cubic(A* __restrict value, A* __restrict by_x, A* __restrict by_y, const A* g, const T* plane,
+                const View<const T>& image, const Corners<A>& corners, const Cubic<A>& cubic, bool side_by_side) {
+  // Columns of all samples, summed along y with the weights and with their derivatives.
+  alignas(64) A sum[4][kSpots], slope[4][kSpots];
+  for (int64_t l = 0; l < kSpots; ++l) {
+    const T* p = plane + (corners.row[l] - 1) * image.row + (corners.column[l] - 1) * image.column;
+    A all[4] = {}, by[4] = {};
+    for (int a = 0; a < 4; ++a, p += image.row) {
+      add_row(all, p, side_by_side ? 1 : image.column, cubic.y[a][l]);
+      if (slopes) add_row(by, p, side_by_side ? 1 : image.column, cubic.by_y[a][l]);
+    }
+    for (int b = 0; b < 4; ++b) {
+      sum[b][l] = all[b];
+      if (slopes) slope[b][l] = by[b];
+    }
+  }
+  for (int64_t l = 0; l < kSpots; ++l) {
+    if constexpr (slopes) {
+      A x = 0, y = 0;
+      for (int b = 0; b < 4; ++b) x += cubic.by_x[b][l] * sum[b][l], y += cubic.x[b][l] * slope[b][l];
+      by_x[l] += g[l] * x, by_y[l] += g[l] * y;
+    } else {
+      A total = 0;
+      for (int b = 0; b < 4; ++b) total += cubic.x[b][l] * sum[b][l];
+      value[l] = total;
+    }
+  }
+}
 
 }  // namespace diffcrop::DIFFCROP_LEVEL
 
@@ -138,12 +199,20 @@ template <class T, class A>
 void sample_line(A* rows, int64_t stride, const WarpPlan& plan, const Surface& surface, const View<const T>& image,
                  int64_t c, int64_t c_end, const double* u, int64_t count, double v, const A* fill) {
   const Line line(plan, v);
-  const bool close = lies_close(image, surface), fours = surface.taps == 2;
+  const bool close = lies_close(image, surface), fours = surface.taps == 2, sixteens = surface.taps == 4;
   Spots spots;
   Corners<A> corners;
+  Cubic<A> cubic;
   Neighbours<A> near;
   for (int64_t k = 0; k < count; k += kSpots) {
     find(spots, plan, line, u + k);
+    if (sixteens && find_corners(corners, spots, surface, 1, 2)) {
+      find_cubic<false>(cubic, corners, surface.a);
+      for (int64_t i = c; i < c_end; ++i)
+        read_cubic<false, T, A>(rows + (i - c) * stride + k, nullptr, nullptr, nullptr, image.at(i, 0), image, corners,
+                                cubic, close);
+      continue;
+    }
     if (fours && find_corners(corners, spots, surface, 0, 1)) {
       for (int64_t i = c; i < c_end; ++i)
         read_inside(rows + (i - c) * stride + k, image.at(i, 0), image, corners, close);
@@ -172,12 +241,9 @@ template <class A>
 void reduce_line(A* __restrict to, const A* __restrict from, const A* __restrict weight, const Reduction& x,
                  int64_t count) {
   const int64_t length = x.length();
-  for (int64_t j = 0; j < count; ++j) {
-    const A* const some = from + j * x.m;
-    A sum = weight[0] * some[0];
-    for (int64_t t = 1; t < length; ++t) sum += weight[t] * some[t];
-    to[j] = sum;
-  }
+  for (int64_t j = 0; j < count; ++j) to[j] = weight[0] * from[j * x.m];
+  for (int64_t t = 1; t < length; ++t)
+    for (int64_t j = 0; j < count; ++j) to[j] += weight[t] * from[j * x.m + t];
 }
 
 template <class A>
@@ -285,9 +351,14 @@ class Cotangent {
     std::fill_n(lines_, overlap_ * size_, A(0));
     held_ = reinterpret_cast<int64_t*>(scratch.take(overlap_ * static_cast<int64_t>(sizeof(int64_t) / sizeof(A))));
     std::fill_n(held_, overlap_, int64_t{-1});
-    across_ = weights_of(plan.x, scratch);
+    const int64_t shared = x_.overlap();
+    A* const across = scratch.take(shared * x_.m);
+    for (int64_t t = 0; t < shared * x_.m; ++t) across[t] = t < x_.length() ? static_cast<A>(x_.weight[t]) : A(0);
+    across_ = across;
     sum_ = y_.length() > 1 ? scratch.take(size_) : nullptr;
-    outputs_ = x_.length() > 1 ? scratch.take(width * group) : nullptr;
+    const int64_t room = (width + 2 * (shared - 1)) * group;
+    outputs_ = x_.length() > 1 ? scratch.take(room) : nullptr;
+    if (x_.length() > 1) std::fill_n(outputs_, room, A(0));
   }
 
   int64_t stride() const { return stride_; }
@@ -321,7 +392,7 @@ class Cotangent {
       for (int64_t k = 0; k < group; ++k) rows[k] = grad_.at(std::min(n + k, c_end_ - 1), i);
       A* const to = line + (n - c_) * stride_;
       const bool spread = x_.length() > 1;
-      interleave<group>(spread ? outputs_ : to, rows, grad_.column, width_);
+      interleave<group>(spread ? outputs_ + (x_.overlap() - 1) * group : to, rows, grad_.column, width_);
       if (spread) spread_row(to);
     }
     return line;
@@ -338,12 +409,19 @@ class Cotangent {
     return lines_;
   }
 
+  // Sample j m + r has the parts across[r + q m] of outputs j - q; zeros stand for those before the first and behind
+  // the last.
   void spread_row(A* __restrict to) const {
-    const int64_t length = x_.length(), m = x_.m;
-    std::fill_n(to, x_.count(width_) * group, A(0));
-    for (int64_t j = 0; j < width_; ++j)
-      for (int64_t t = 0; t < length; ++t)
-        for (int n = 0; n < group; ++n) to[(j * m + t) * group + n] += across_[t] * outputs_[j * group + n];
+    const int64_t m = x_.m, shared = x_.overlap(), count = x_.count(width_);
+    const A* const __restrict from = outputs_ + (shared - 1) * group;
+    for (int64_t r = 0; r < m; ++r) {
+      for (int64_t j = 0; j * m + r < count; ++j) {
+        A sum[group] = {};
+        for (int64_t q = 0; q < shared; ++q)
+          for (int n = 0; n < group; ++n) sum[n] += across_[r + q * m] * from[(j - q) * group + n];
+        for (int n = 0; n < group; ++n) to[(j * m + r) * group + n] = sum[n];
+      }
+    }
   }
 
   const Reduction &x_, &y_;
@@ -390,9 +468,10 @@ void matrix_rows(const WarpPlan& plan, const Surface& surface, const View<const 
   const double* const u = places(plan.x, count, scratch);
   Cotangent<1, ResultOf<T>, A> cotangent(plan, grad, height, width, c, c_end, scratch);
   const int64_t stride = cotangent.stride(), size = cotangent.size();
-  const bool close = lies_close(image, surface), fours = surface.taps == 2;
+  const bool close = lies_close(image, surface), fours = surface.taps == 2, sixteens = surface.taps == 4;
   Spots spots;
   Corners<A> corners;
+  Cubic<A> cubic;
   Neighbours<A> near;
   struct alignas(64) {
     double of[9][kSpots] = {};
@@ -409,6 +488,11 @@ void matrix_rows(const WarpPlan& plan, const Surface& surface, const View<const 
       if (fours && find_corners(corners, spots, surface, 0, 1)) {
         for (int64_t i = c; i < c_end; ++i)
           add_slopes_inside(by_x, by_y, g + (i - c) * stride + j, image.at(i, 0), image, corners, close);
+      } else if (sixteens && find_corners(corners, spots, surface, 1, 2)) {
+        find_cubic<true>(cubic, corners, surface.a);
+        for (int64_t i = c; i < c_end; ++i)
+          read_cubic<true, T, A>(nullptr, by_x, by_y, g + (i - c) * stride + j, image.at(i, 0), image, corners, cubic,
+                                 close);
       } else {
         near.find(spots, surface);
         for (int64_t i = c; i < c_end; ++i) {
@@ -534,6 +618,20 @@ void scatter_inside(const Tile<A>& tile, const Corners<A>& corners, const A* g) 
   }
 }
 
+// The same of samples that read four pixels an axis.
+template <int group, class A>
+void scatter_cubic(const Tile<A>& tile, const Corners<A>& corners, const Cubic<A>& cubic, const A* g) {
+  for (int64_t i = 0; i < kSpots; ++i) {
+    const int64_t l = i * kTurn % kSpots;
+    const Pixel<group, A> some(g + l * group);
+    for (int64_t a = 0, row = corners.row[l] - 1; a < 4; ++a, ++row) {
+      if (row < tile.begin || row >= tile.end) continue;
+      A* const to = tile.at(row, corners.column[l] - 1);
+      for (int b = 0; b < 4; ++b) some.add_to(to + b * group, cubic.y[a][l] * cubic.x[b][l]);
+    }
+  }
+}
+
 // Adds those of sixteen samples that read rows of the tile, `lanes` of them.
 template <int group, class A>
 void scatter_anywhere(const Tile<A>& tile, const WarpPlan& plan, const Spots& spots, const Neighbours<A>& near,
@@ -556,7 +654,7 @@ void scatter_anywhere(const Tile<A>& tile, const WarpPlan& plan, const Spots& sp
 // Whether the samples of a box can read rows [begin, end) at all, told by its corners.
 inline bool may_touch(const WarpPlan& plan, const Surface& surface, int64_t height, int64_t width, int64_t begin,
                       int64_t end) {
-  if (surface.periodic()) return true;
+  if (surface.scattered()) return true;
   double top = kInfinity, bottom = -kInfinity;
   for (int corner = 0; corner < 4; ++corner) {
     const double u = corner % 2 == 0 ? plan.x.place(0) : plan.x.place(plan.x.count(width) - 1);
@@ -585,12 +683,13 @@ void add_box(const Tile<A>& tile, const WarpPart<G>& part, const Surface& surfac
   const int before = surface.taps / 2 - 1;
   Spots spots;
   Corners<A> corners;
+  Cubic<A> cubic;
   Neighbours<A> near;
   const int64_t lines = plan.y.count(part.height);
   for (int64_t k = 0; k < lines; ++k) {
     const double v = plan.y.place(k);
     const Stretch stretch =
-        surface.periodic() ? Stretch{0, count} : stretch_of(plan, surface, u, count, v, tile.begin, tile.end);
+        surface.scattered() ? Stretch{0, count} : stretch_of(plan, surface, u, count, v, tile.begin, tile.end);
     if (stretch.first >= stretch.last) continue;
     const Line line(plan, v);
     const int64_t first = stretch.first / kSpots * kSpots;
@@ -604,6 +703,11 @@ void add_box(const Tile<A>& tile, const WarpPart<G>& part, const Surface& surfac
           scatter_inside<group, true>(tile, corners, g + j * group);
         else
           scatter_inside<group, false>(tile, corners, g + j * group);
+        continue;
+      }
+      if (inside && surface.taps == 4) {
+        find_cubic<false>(cubic, corners, surface.a);
+        scatter_cubic<group>(tile, corners, cubic, g + j * group);
         continue;
       }
       near.find(spots, surface);
