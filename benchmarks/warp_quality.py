@@ -1,6 +1,6 @@
 """How near antialiased warps come to what they approximate: the filter over 16 x 16 samples of every output pixel.
 
-    python -m benchmarks.warp_quality [--oversampling 2] [--mode bilinear]
+    python -m benchmarks.warp_quality [--oversampling 4] [--mode bilinear]
 
 Prints a table in markdown: root mean square and largest difference, in 8-bit levels, of warps with and without
 antialiasing, and at angle 0 of `diffcrop.crop` with antialiasing, over the photographs that diffcrop ships and over a
@@ -114,7 +114,7 @@ def differences(images: list[Tensor], scale: tuple[float, float], degrees: float
         expected = truth(image, matrix, size, mode)
         rows["none"].append((warped(image, matrix, size, mode, False) - expected).flatten())
         rows["warp"].append((warped(image, matrix, size, mode, True) - expected).flatten())
-        chosen = _pyramid.plan(matrix, size, tuple(image.shape[2:]))
+        chosen = _pyramid.plan(matrix, size, (image.shape[2], image.shape[3]))
         samples = max(samples, int(chosen.samples.prod()))
         if degrees == 0 and tilt == 0:
             rows["crop"].append((cropped(image, size, scale, mode) - expected).flatten())

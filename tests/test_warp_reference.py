@@ -116,7 +116,7 @@ def test_an_aligned_reduction_by_a_whole_number_is_a_crop(mode, reduction):
 @pytest.mark.parametrize("padding_mode", PADDINGS)
 def test_paddings_hold_on_every_level(padding_mode):
     """An image that its padding continues seamlessly has the same warp as the larger image that it is a part of."""
-    size, reduction = (4, 4), 11.0
+    size, reduction = (4, 4), 21.0
     matrix = placed(20.0, (reduction, reduction), (32.0, 32.0), size)[None]
     opts = options("bilinear", True, padding_mode)
     chosen = _pyramid.plan(matrix, size, (64, 64))

@@ -18,7 +18,7 @@ from torch import Tensor
 from ._options import WarpOptions
 
 MOST_SAMPLES = 16
-OVERSAMPLING = 2.0
+OVERSAMPLING = 4.0
 # A reduction this close above a whole number of samples counts as that: rotations by sines and cosines are rounded.
 _SLACK = 2.0**-32
 
