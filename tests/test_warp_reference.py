@@ -124,10 +124,8 @@ def test_paddings_hold_on_every_level(padding_mode):
     value = opts.fill[0]
     image = rand(1, 1, 64, 64)
     if padding_mode in ("zeros", "constant"):
-        image = torch.nn.functional.pad(image[..., 16:48, 16:48], (16,) * 4, value=value)
         whole = torch.nn.functional.pad(image, (64,) * 4, value=value)
     elif padding_mode == "border":
-        image = torch.nn.functional.pad(image[..., 16:48, 16:48], (16,) * 4, mode="replicate")
         whole = torch.nn.functional.pad(image, (64,) * 4, mode="replicate")
     elif padding_mode == "circular":
         whole = torch.nn.functional.pad(image, (64,) * 4, mode="circular")
