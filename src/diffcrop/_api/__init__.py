@@ -6,7 +6,7 @@ from .normal import NormalEquations, normal_equations, normal_equations_of
 from .paste import Pasted, paste
 from .placement import quads_to_matrix, rotated_to_matrix, rotated_to_quads, warp_points
 from .roi import roi_align
-from .system import implementations, simd_level
+from .system import implementations, kernels, simd_level
 from .warp import crop_quad, crop_rotated, warp
 from .warp_jacobian import WarpWithJacobian, warp_with_jacobian
 
@@ -24,6 +24,7 @@ __all__ = [
     "crop_with_jacobian",
     "implementations",
     "invert_boxes",
+    "kernels",
     "map_boxes",
     "map_points",
     "normal_equations",

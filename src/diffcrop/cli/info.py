@@ -23,9 +23,7 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.
     if as_json:
         print(json.dumps(facts, indent=2))
         return
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(overflow="fold")
+    table = _table()
     for name in ("diffcrop", "torch", "python", "platform"):
         table.add_row(name, str(facts[name]))
     table.add_row("SIMD level", str(facts["simd_level"]) if facts["simd_level"] is not None else "none")
@@ -34,7 +32,18 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.
     for name, reason in diffcrop.implementations().items():
         table.add_row(f"  {name}", "available" if reason is None else f"not available: {reason}")
     # No markup: a reason may hold brackets, such as an extra's name.
-    Console(markup=False, highlight=False).print(table)
+    served = _table()
+    served.add_row("kernels", "elsewhere the reference serves")
+    for name, there in diffcrop.kernels().items():
+        served.add_row(f"  {name}", ", ".join(there))
+    Console(markup=False, highlight=False).print(table, served)
+
+
+def _table() -> Table:
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    return table
 
 
 def gather() -> dict[str, object]:
@@ -49,4 +58,5 @@ def gather() -> dict[str, object]:
         "implementations": {
             name: {"available": reason is None, "reason": reason} for name, reason in diffcrop.implementations().items()
         },
+        "kernels": {name: list(there) for name, there in diffcrop.kernels().items()},
     }
