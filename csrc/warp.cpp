@@ -169,7 +169,8 @@ void jacobian_typed(const Tensor& images, const Warps& boxes, const Surface& sur
   share<A>(boxes.size() * parts.of_box(), 1, [&](int64_t i, Scratch<A>& scratch) {
     const auto [box, c, c_end, begin, end] = parts[i];
     const WarpPlan& plan = boxes[box];
-    View<O> view = view_of(out, data_of<O>(out), box);
+    // Of five dimensions, but no volume: the last are the entries of a pixel.
+    View<O> view{data_of<O>(out) + box * out.stride(0), out.stride(1), out.stride(2), out.stride(3)};
     if (plan.left_out || !plan.valid) {
       view.column = 1;
       const double value = plan.left_out ? 0 : std::numeric_limits<double>::quiet_NaN();

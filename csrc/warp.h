@@ -103,7 +103,7 @@ struct WarpPart {
 };
 
 // The operations on images that store T, for one instruction set; warp_rows.h and
-// warp_jacobian.h say what each does. [c, c_end) are at
+// warp_slopes.h say what each does. [c, c_end) are at
 // most kShared channels; `fill` has a value for every channel.
 template <class T>
 struct WarpKernels {

@@ -15,7 +15,7 @@
 #define DIFFCROP_VECTOR_BYTES 32
 #include "warp_places.h"
 #include "warp_rows.h"
-#include "warp_jacobian.h"
+#include "warp_slopes.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

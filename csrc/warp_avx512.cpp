@@ -17,7 +17,7 @@
 #include "vectors.h"
 #include "warp_places.h"
 #include "warp_rows.h"
-#include "warp_jacobian.h"
+#include "warp_slopes.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

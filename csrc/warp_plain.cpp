@@ -6,4 +6,4 @@
 #define DIFFCROP_VECTOR_BYTES 16
 #include "warp_places.h"
 #include "warp_rows.h"
-#include "warp_jacobian.h"
+#include "warp_slopes.h"
