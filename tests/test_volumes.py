@@ -140,8 +140,9 @@ def test_every_way_to_make_a_volume(name, mode, antialias, padding_mode, generat
             found[impl] = [value, *torch.autograd.grad(value, sources, cotangent.to(value.dtype))]
         for part, got, want in zip(("value", "image", "box"), found["cpu"], found["reference"], strict=True):
             error = (got.double() - want).abs().max() / want.abs().max()
-            # Box gradients are sums over all outputs of terms that cancel.
-            bound = (2e-5 if dtype == torch.float32 else 1e-12) * (10 if part == "box" else 1)
+            # Box gradients are sums over all outputs, each of all pixels, of terms that cancel.
+            room = {"box": 100 if name == "large planes" else 10}.get(part, 1)
+            bound = (2e-5 if dtype == torch.float32 else 1e-12) * room
             assert error <= bound, f"{part}: {error:.1e}, {layout}"
 
 
