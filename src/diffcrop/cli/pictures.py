@@ -77,13 +77,13 @@ def draw_box(axes: Axes, box: Tensor, *, halo: bool = True, **style: object) -> 
 
 def draw_quad(axes: Axes, corners: Tensor, **style: object) -> None:
     """The same of four corners (4, 2), with a thick line along the crop's top where that is not level."""
-    patch = Polygon(corners.tolist(), closed=True, fill=False, **style)  # type: ignore[arg-type]
+    patch = Polygon(corners.tolist(), closed=True, fill=False, **style)
     patch.set_path_effects([withStroke(linewidth=patch.get_linewidth() + 2, foreground="white")])
     axes.add_patch(patch)
     (x0, y0), (x1, y1) = corners[:2].tolist()
     if y0 != y1 or x0 > x1:
         line = {"color": style["edgecolor"], "linewidth": 2 * float(style["linewidth"])}  # type: ignore[arg-type]
-        axes.plot([x0, x1], [y0, y1], clip_on=bool(style.get("clip_on", True)), **line)  # type: ignore[arg-type]
+        axes.plot([x0, x1], [y0, y1], clip_on=bool(style.get("clip_on", True)), **line)
 
 
 def bare(axes: Axes) -> None:
