@@ -31,6 +31,7 @@ def beyond_functions() -> bool:
 
 
 def differentiated(*tensors: Tensor) -> bool:
+    """Whether a derivative of any kind may be asked for: by a graph, a transform, or forward mode."""
     if in_transform() or forward_ad._current_level >= 0:
         return True
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
@@ -46,6 +47,17 @@ def apply(function: type[Function], *args: Any) -> Any:
     if not torch.is_grad_enabled() and forward_ad._current_level < 0:
         return function.forward(*args)
     return super(Function, function).apply(*args)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def undifferentiated(operator: Any, *arguments: Any) -> Any:
+    """What an operator gives where no derivative is asked of this call itself.
+
+    What its derivative is registered for (graphs that hold it) is not needed in eager mode, and slow.
+    """
+    if torch.compiler.is_compiling():
+        return operator(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*arguments)
 
 
 def refuse_older_vmap(*tensors: Tensor) -> None:
@@ -71,6 +83,7 @@ def readable(images: Tensor, mode: str) -> Tensor:
 
 
 def added(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """The sum of those that are there, or None."""
     there = [part for part in parts if part is not None]
     return sum(there[1:], there[0]) if there else None
 

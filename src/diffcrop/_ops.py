@@ -37,6 +37,7 @@ from ._autograd import (
     leading,
     readable,
     refuse_older_vmap,
+    undifferentiated,
 )
 from ._bins import BIN_MODES
 from ._context import (
@@ -183,12 +184,9 @@ def _forward(
 ) -> Tensor:
     if impl in _crop:
         images = readable(images, options.mode)
-        if torch.compiler.is_compiling():
-            return _crop[impl](images, boxes, index, size, is_channels_last(images), *options)
-        _flops.ensure()
-        # What the derivative is registered with the operator for (graphs that hold it) is not needed here, and slow.
-        with torch._C._AutoDispatchBelowAutograd():
-            return _crop[impl](images, boxes, index, size, is_channels_last(images), *options)
+        if not torch.compiler.is_compiling():
+            _flops.ensure()
+        return undifferentiated(_crop[impl], images, boxes, index, size, is_channels_last(images), *options)
     refuse_older_vmap(images, boxes)
     with torch.no_grad():
         result = reference.crop(images, boxes, index, size, options)

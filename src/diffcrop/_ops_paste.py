@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from . import _ops
-from ._autograd import apply, differentiated, is_channels_last, layout_of, refuse_older_vmap
+from ._autograd import apply, differentiated, is_channels_last, layout_of, refuse_older_vmap, undifferentiated
 from ._context import full_precision, in_transform, is_concrete
 from ._impl import pasting
 from ._impl.pasting import Rules
@@ -115,11 +115,7 @@ def _forward(
         result = result.contiguous(memory_format=layout_of(channels_last))
         return result, patches.new_empty(0) if mask is None else mask
     given = patches, boxes, index, canvas, shape, masked, channels_last, *rules, *_kernel_options(options)
-    if torch.compiler.is_compiling():
-        return _paste(*given)
-    # What the derivative is registered with the operator for (graphs that hold it) is not needed here, and slow.
-    with torch._C._AutoDispatchBelowAutograd():
-        return _paste(*given)
+    return undifferentiated(_paste, *given)
 
 
 def _kernel_options(options: Options) -> tuple[str, bool, float]:

@@ -31,9 +31,9 @@ from ._autograd import (
     leading,
     readable,
     refuse_older_vmap,
+    undifferentiated,
 )
-from ._context import batched, in_full_precision, is_concrete, warn_of_reference
-from ._impl import cpu
+from ._context import batched, in_full_precision, is_concrete
 from ._impl import warp as reference
 from ._options import Options, WarpOptions, result_dtype
 
@@ -51,21 +51,10 @@ for _name, _arguments in _SCHEMAS.items():
 
 
 def choose(impl: str | None, images: Tensor) -> str:
-    """The implementation that serves: the one named, else the kernels where they can, else the reference."""
-    if impl is not None:
-        return impl
-    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():  # whose graphs hold PyTorch's operators only
+    """As `_ops.choose`; there are no kernels for GPUs."""
+    if impl is None and images.device.type != "cpu":
         return "reference"
-    if images.device.type != "cpu":
-        return "reference"
-    if cpu.available():
-        return "cpu"
-    warn_of_reference(
-        "the compiled library is not there:",
-        cpu.reason(),
-        "With a C++ compiler at hand, install diffcrop again to have it",
-    )
-    return "reference"
+    return _ops.choose(impl, images, 2)
 
 
 def warp(
@@ -90,7 +79,7 @@ def warp(
 
 
 @in_full_precision
-def jacobian(
+def with_jacobian(
     images: Tensor,
     matrices: Tensor,
     index: Tensor | None,
@@ -98,11 +87,12 @@ def jacobian(
     options: WarpOptions,
     projective: bool,
     impl: str,
-) -> Tensor:
-    """The derivative of `warp` by the first two rows of the matrices, or all three: (R, C, *size, 2 or 3, 3)."""
+) -> tuple[Tensor, Tensor]:
+    """`warp` and its derivative by the first two rows of the matrices, or all three: (R, C, *size, 2 or 3, 3)."""
     total = None
     for number, samples in _levels(images, matrices, size, options):
         source, places = _on_level(images, matrices, number, options, impl)
+        value = sampled(source, places, index, samples, size, options, impl)
         if impl == "cpu" and not differentiated(source, places):
             source = readable(source, options.mode)
             part = torch.ops.diffcrop.warp_jacobian(source, places, index, samples, size, projective, *options)
@@ -117,7 +107,7 @@ def jacobian(
         if number > 0:
             height, width = images.shape[2:]
             part = _pyramid.by_whole(part, _pyramid.level((height, width), number, options))
-        total = part if total is None else total + part
+        total = (value, part) if total is None else (total[0] + value, total[1] + part)
     return total  # pyright: ignore[reportReturnType]
 
 
@@ -191,11 +181,7 @@ def _forward(
     if impl == "cpu":
         images = readable(images, options.mode)
         arguments = (images, matrices, index, samples, size, is_channels_last(images), *options)
-        if torch.compiler.is_compiling():
-            return torch.ops.diffcrop.warp(*arguments)
-        # What the derivative is registered with the operator for (graphs that hold it) is not needed here, and slow.
-        with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.diffcrop.warp(*arguments)
+        return undifferentiated(torch.ops.diffcrop.warp, *arguments)
     refuse_older_vmap(images, matrices)
     with torch.no_grad():
         result = reference.warp(images, matrices, index, samples, size, options)

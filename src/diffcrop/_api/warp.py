@@ -304,6 +304,7 @@ MATRIX = Place(_check_warp.MATRIX, _homography.from_matrix, _check_warp.matrix_i
 def options_of(
     mode: str, antialias: bool, padding_mode: str, fill: Any, align_corners: bool, impl: str | None
 ) -> dict[str, Any]:
+    """What `prepare` checks by name, and ``impl``."""
     return {
         "mode": mode,
         "antialias": antialias,

@@ -63,12 +63,11 @@ def warp_with_jacobian(
         raise ValueError("mode='nearest' has no derivative by the matrix; choose another mode")
     options = options_of(mode, antialias, padding_mode, fill, align_corners, impl)
     call = prepare(_bounding.bare(images), matrix, size, batch_index, MATRIX, coords, options)
-    arguments = (call.images, call.matrices, call.owner, call.size, call.options)
-    value = _ops_warp.warp(*arguments, call.impl)
     projective = matrix.shape[-2] == 3
+    arguments = (call.images, call.matrices, call.owner, call.size, call.options)
+    value, jacobian = _ops_warp.with_jacobian(*arguments, projective, call.impl)
     # In other coordinates the last row of the matrix between pixels depends on the others, and they on it.
     linear = None if coords == "pixel" and not align_corners else _by_matrix(call, matrix, coords, align_corners)
-    jacobian = _ops_warp.jacobian(*arguments, projective, call.impl)
     if linear is not None:
         rows = jacobian.shape[-2]
         # A matrix product would be rounded under autocast.

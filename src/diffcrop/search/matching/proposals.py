@@ -48,7 +48,7 @@ def of_the_whole(
 def around(matcher: Matcher, boxes: Tensor, reach: float) -> tuple[Candidates, Sides]:
     """The best boxes in reach of each start (P, m), and the smallest sides among them."""
     turned = matcher.pose.numbers == 5
-    sides = boxes[:, 2:4] if turned else boxes[:, 2:] - boxes[:, :2]
+    sides = matcher.pose.units(boxes)[:, :2]
     across, down = (sides.amin(0) * math.exp(-reach)).tolist()
     shorter = min(across, down)
     least = (shorter, shorter) if turned else (across, down)
