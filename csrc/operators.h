@@ -190,6 +190,16 @@ void plan_volume(VolumePlan<A>& plan, const std::array<double, 6>& box, const Si
   plan.volume_order_back = volume_order_of<A>(plan.z_back, plan.y_back, plan.back, plan.order_back, need.brick);
 }
 
+// The memory of a plan, roughly: numbers that its longest parts have room for, used or not.
+template <class A, class Plan>
+size_t room_of(const Plan& plan) {
+  size_t room = sizeof(plan) / sizeof(A);
+  const auto add = [&](const Band<A>& band) { room += band.weight.capacity() + band.offset.capacity(); };
+  add(plan.y), add(plan.x), add(plan.y_back), add(plan.x_back);
+  if constexpr (std::is_same_v<Plan, VolumePlan<A>>) add(plan.z), add(plan.z_back);
+  return room;
+}
+
 // The boxes of a call and the image that each of them reads.
 class Boxes {
  public:
@@ -262,8 +272,10 @@ class Boxes {
       }
       f(first, std::span<const Plan>(plans));
     }
+    size_t room = 0;
+    for (const Plan& plan : kept) room += room_of<A>(plan);
     // An empty list assigned would keep the memory.
-    if (room_of<A>(kept) > kMostKept) std::vector<Plan>().swap(kept);
+    if (room > kMostKept) std::vector<Plan>().swap(kept);
   }
 
  private:
@@ -272,19 +284,6 @@ class Boxes {
     std::array<double, numbers> result;
     for (size_t i = 0; i < numbers; ++i) result[i] = at(r, static_cast<int64_t>(i));
     return result;
-  }
-
-  // The memory of plans, roughly: numbers that their longest parts have room for, used or not.
-  template <class A, class Plan>
-  static size_t room_of(const std::vector<Plan>& plans) {
-    size_t room = 0;
-    const auto add = [&](const Band<A>& band) { room += band.weight.capacity() + band.offset.capacity(); };
-    for (const auto& plan : plans) {
-      room += sizeof(plan) / sizeof(A);
-      add(plan.y), add(plan.x), add(plan.y_back), add(plan.x_back);
-      if constexpr (std::is_same_v<Plan, VolumePlan<A>>) add(plan.z), add(plan.z_back);
-    }
-    return room;
   }
 
   // Whether what the boxes read comes from memory, probably: it is more than caches hold, and no other box has just
