@@ -23,8 +23,9 @@ from torch.func import functional_call, functionalize, grad, hessian, jacfwd, ja
 
 import diffcrop
 from diffcrop import _homography, crop, crop_with_jacobian
+from diffcrop._impl import pasting
 from diffcrop._impl import warp as warping
-from diffcrop._options import WarpOptions
+from diffcrop._options import Options, WarpOptions
 from plain import BOX, IMPLEMENTATIONS, SIZE, SMOOTH, boxes, f64, flat, image, plain
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "transforms.md"
@@ -178,6 +179,29 @@ def cases(crops, impl):
     def cornered(i, q):
         return diffcrop.crop_quad(i, q, SIZE, impl=impl, **FLAT)
 
+    def warped(m):
+        return diffcrop.warp(PICTURE, m, SIZE, impl=impl, **FLAT)
+
+    def warp_slopes(m):
+        return diffcrop.warp_with_jacobian(PICTURE, m, SIZE, impl=impl, **FLAT).jacobian
+
+    def features(i):
+        return diffcrop.roi_align(i[None], [BOX[None]], SIZE, 1.0, 2, True, impl=impl)
+
+    def pasted(*given):
+        return torch.cat(
+            diffcrop.paste(
+                given[0], given[2], canvas=given[3], alpha=given[1], mode="bicubic", return_mask=True, impl=impl
+            )
+        )
+
+    def batched_pastes():
+        leaves = [t.clone().requires_grad_() for t in PASTED]
+        value = pasted(*leaves)
+        eye = torch.eye(value.numel(), dtype=f64).reshape(-1, *value.shape)
+        by = torch.autograd.grad(value, leaves, eye, is_grads_batched=True)
+        return tuple(g.reshape(*value.shape, *t.shape) for g, t in zip(by, leaves, strict=True))
+
     old = torch.autograd.functional
     by_box = fixed(total)
     return {
@@ -277,6 +301,9 @@ def cases(crops, impl):
         "jacrev(coverage)": (lambda: jacrev(covered)(BOX), lambda: rows(plain_covered, (BOX,), (0,))),
         "jacfwd(coverage)": (lambda: jacfwd(covered)(BOX), lambda: rows(plain_covered, (BOX,), (0,))),
         "jacrev(roi_align)": (lambda: jacrev(aligned)(BOX), lambda: rows(plain_aligned, (BOX,), (0,))),
+        "jacrev(roi_align), by images": (
+            lambda: jacrev(features)(PICTURE), lambda: rows(lambda i: bins(i, BOX)[None], (PICTURE,), (0,))
+        ),
         "jacfwd(roi_align)": (lambda: jacfwd(aligned)(BOX), lambda: rows(plain_aligned, (BOX,), (0,))),
         "hessian(roi_align)": (
             lambda: hessian(lambda b: aligned(b).square().sum())(BOX),
@@ -310,10 +337,46 @@ def cases(crops, impl):
             lambda: vmap(grad(weighed(cornered)), (None, 0))(PICTURE, QUADS),
             lambda: each(lambda q: rows(weighed(plain_cornered), (PICTURE, q), (0,))[0], QUADS),
         ),
-        "warp: jacrev": (
-            lambda: jacrev(lambda m: diffcrop.warp(PICTURE, m, SIZE, impl=impl, **FLAT))(MATRIX),
-            lambda: rows(lambda m: plain_warp(PICTURE, m), (MATRIX,), (0,)),
+        "crop_quad: jacrev": (lambda: jacrev(cornered, BOTH)(PICTURE, QUADS[0]), QUAD_JACOBIANS),
+        "crop_quad: jacfwd": (lambda: jacfwd(cornered, BOTH)(PICTURE, QUADS[0]), QUAD_JACOBIANS),
+        "warp: jacrev": (lambda: jacrev(warped)(MATRIX), WARP_JACOBIAN),
+        "warp: jacfwd": (lambda: jacfwd(warped)(MATRIX), WARP_JACOBIAN),
+        "warp: hessian": (
+            lambda: hessian(lambda m: warped(m).square().sum())(MATRIX),
+            lambda: slope(lambda m: plain_warp(PICTURE, m).square().sum(), (MATRIX,), (0,)),
         ),
+        "warp: vmap": (
+            lambda: vmap(warped)(MATRICES), lambda: each(lambda m: plain_warp(PICTURE, m), MATRICES)
+        ),
+        "warp_with_jacobian": (lambda: warp_slopes(MATRIX), WARP_JACOBIAN),
+        "jacrev(warp_with_jacobian)": (lambda: jacrev(warp_slopes)(MATRIX), second_of_warp),
+        "vmap(warp_with_jacobian)": (
+            lambda: vmap(warp_slopes)(MATRICES),
+            lambda: each(lambda m: rows(lambda n: plain_warp(PICTURE, n), (m,), (0,)), MATRICES),
+        ),
+        "paste: jacrev": (lambda: jacrev(pasted, ALL)(*PASTED), PASTE_JACOBIANS),
+        "paste: jacfwd": (lambda: jacfwd(pasted, ALL)(*PASTED), PASTE_JACOBIANS),
+        "paste: hessian": (
+            lambda: hessian(lambda b: pasted(*PASTED[:2], b, PASTED[3]).square().sum())(PASTED[2]),
+            lambda: slope(lambda b: plain_paste(*PASTED[:2], b, PASTED[3]).square().sum(), (PASTED[2],), (0,)),
+        ),
+        "paste: functionalize(grad)": (
+            lambda: functionalize(grad(lambda *t: pasted(*t).square().sum(), ALL))(*PASTED),
+            lambda: rows(lambda *t: plain_paste(*t).square().sum(), PASTED, ALL),
+        ),
+        "paste: vmap": (lambda: vmap(pasted)(*PASTES), lambda: each(plain_paste, *PASTES)),
+        "paste: vmap over boxes": (
+            lambda: vmap(pasted, (None, None, 0, None))(*PASTED[:2], PASTES[2], PASTED[3]),
+            lambda: each(lambda b: plain_paste(*PASTED[:2], b, PASTED[3]), PASTES[2]),
+        ),
+        "paste: vmap(grad)": (
+            lambda: [g.flatten(1) for g in vmap(grad(lambda *t: pasted(*t).square().sum(), ALL))(*PASTES)],
+            lambda: [torch.stack(g) for g in zip(
+                *(rows(lambda *t: plain_paste(*t).square().sum(), one, ALL) for one in zip(*PASTES, strict=True)),
+                strict=True,
+            )],
+        ),
+        "paste: autograd.grad(is_grads_batched=True)": (batched_pastes, PASTE_JACOBIANS),
         "box functions: jacrev, jacfwd, vmap": (box_functions, lambda: box_functions(by_hand=True)),
     }  # fmt: skip
 
@@ -360,6 +423,34 @@ def plain_cornered(picture, quad):
     return plain_warp(picture, _homography.from_quads(quad, None, SIZE, coords="pixel", align_corners=False))
 
 
+def plain_paste(patches, alpha, boxes, canvas):
+    """The reference of paste as plain PyTorch, its mask below."""
+    options = Options("bicubic", True, "zeros")
+    given = torch.cat([patches * alpha, alpha], -3), boxes, None, canvas[None], pasting.Rules(True, True), True, options
+    return torch.cat([t[0] for t in pasting.paste(*given)])
+
+
+def second_of_warp():
+    def first(m):
+        one = plain_warp(PICTURE, m)
+        return torch.stack([torch.autograd.grad(o, m, create_graph=True)[0] for o in one.flatten()])
+
+    return rows(first, (MATRIX,), (0,))
+
+
+# Two patches that overlap, their alpha, boxes and the canvas; and three such.
+PASTES = (
+    torch.rand(3, 2, 2, 2, 3, generator=_SEED, dtype=f64),
+    torch.rand(3, 2, 1, 2, 3, generator=_SEED, dtype=f64),
+    torch.tensor([[0.3, 0.4, 2.9, 2.2], [3.7, 0.8, 1.2, 3.6]], dtype=f64)
+    + 0.2 * torch.rand(3, 2, 4, generator=_SEED, dtype=f64),
+    torch.rand(3, 2, 3, 4, generator=_SEED, dtype=f64),
+)
+PASTED, ALL = tuple(t[0] for t in PASTES), (0, 1, 2, 3)
+MATRICES = MATRIX + 0.02 * torch.rand(3, 3, 3, generator=_SEED, dtype=f64)
+PASTE_JACOBIANS = functools.cache(lambda: rows(plain_paste, PASTED, ALL))
+WARP_JACOBIAN = functools.cache(lambda: rows(lambda m: plain_warp(PICTURE, m), (MATRIX,), (0,)))
+QUAD_JACOBIANS = functools.cache(lambda: rows(plain_cornered, (PICTURE, QUADS[0])))
 TURNED_JACOBIANS = functools.cache(lambda: rows(plain_turned, (PICTURE, TURNED)))
 
 

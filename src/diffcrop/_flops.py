@@ -9,6 +9,13 @@ antialiasing 1 in place of the reduction N / n), and every tap is a multiplicati
     crop_grad_boxes          for each axis: the derivatives by x, by y, by z
     crop_jacobian            for each number of a box, as many images
     crop_gram                five times: these and the crop, and the products of all columns
+
+Of a paste, as if every box were its whole canvas:
+
+    paste                    the crop of each patch, with its matte; and to blend it, for each pixel, channel and
+                             mask, 3 for one that goes over what is there, 1 for one that is added
+    paste_backward           under "over" that once more, and 4 for each of these; the transposed crop by patches,
+                             and for each axis a crop by boxes
 """
 
 # The formulas have the arguments of the schemas.
@@ -91,9 +98,54 @@ def crop_gram(
     return 5 * _passes(planes, images[2:], targets[2:], *options) + planes * math.prod(targets[2:]) * n * (n + 1)
 
 
+def paste(
+    patches: Sequence[int],
+    boxes: Sequence[int],
+    index: Any,
+    canvas: Any,
+    shape: Sequence[int],
+    masked: bool,
+    channels_last: bool,
+    *rules: Any,
+    **_: Any,
+) -> int:
+    """A crop of each patch, and what it is blended with."""
+    _, over, *options = rules
+    return _pasted(patches, shape, options) + (3 if over else 1) * _blended(patches, shape, masked)
+
+
+def paste_backward(
+    grad: Any,
+    grad_mask: Any,
+    patches: Sequence[int],
+    boxes: Sequence[int],
+    index: Any,
+    canvas: Any,
+    shape: Sequence[int],
+    wanted: Sequence[bool],
+    *rules: Any,
+    **_: Any,
+) -> int:
+    """The paste once more, what it brought, and the derivatives of the crops."""
+    _, over, *options = rules
+    crop_again = int(over) + int(wanted[0]) + len(shape[2:]) * int(wanted[1])
+    blended = _blended(patches, shape, grad_mask is not None)
+    return crop_again * _pasted(patches, shape, options) + (7 * blended if over else 0)
+
+
 _FORMULAS: dict[str, Callable[..., int]] = {
-    f.__name__: f for f in (crop, crop_grad_images, crop_grad_boxes, crop_jacobian, crop_gram)
+    f.__name__: f for f in (crop, crop_grad_images, crop_grad_boxes, crop_jacobian, crop_gram, paste, paste_backward)
 }
+
+
+def _pasted(patches: Sequence[int], shape: Sequence[int], options: Sequence[Any]) -> int:
+    mode, antialias, parameter = options
+    return _passes(patches[0] * patches[1], patches[2:], shape[2:], mode, antialias, "zeros", (), parameter)
+
+
+def _blended(patches: Sequence[int], shape: Sequence[int], masked: bool) -> int:
+    """Pixels of canvases and masks under all patches."""
+    return patches[0] * (shape[1] + int(masked)) * math.prod(shape[2:])
 
 
 def _passes(planes: int, image: Sequence[int], size: Sequence[int], mode: str, antialias: bool, *rest: Any) -> int:

@@ -2,8 +2,8 @@
 
 `paste` takes premultiplied patches, with the matte as their last channel where they have one, so that all of alpha's
 derivatives are those of a product. `paste_backward` gives the derivatives by patches, boxes and canvases together:
-under ``over`` they share what lies between a patch and the result. Its own derivatives, forward mode and transforms
-run through the reference as plain PyTorch.
+under ``over`` they share what lies between a patch and the result. Its own derivatives and forward mode run through
+the reference as plain PyTorch.
 """
 
 # A Function's static methods take the arguments of its own forward.
@@ -20,9 +20,19 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from . import _ops
-from ._autograd import apply, differentiated, is_channels_last, layout_of, refuse_older_vmap, undifferentiated
-from ._context import full_precision, in_transform, is_concrete
+from . import _flops, _ops
+from ._autograd import (
+    apply,
+    batched_index,
+    beyond_functions,
+    differentiated,
+    is_channels_last,
+    layout_of,
+    leading,
+    refuse_older_vmap,
+    undifferentiated,
+)
+from ._context import batched, full_precision, in_transform, is_concrete
 from ._impl import pasting
 from ._impl.pasting import Rules
 from ._options import Options, sum_dtype
@@ -85,10 +95,11 @@ def _dispatch(given: tuple[Any, ...], impl: str) -> tuple[Tensor, Tensor | None]
     patches, boxes, index, canvas, shape, rules, masked, channels_last, options = given
     tensors = [t for t in (patches, boxes, canvas) if t is not None]
     plainly = impl == "reference" and not is_concrete(*tensors)
-    if plainly or in_transform() or forward_ad._current_level >= 0:
+    if plainly or beyond_functions() or forward_ad._current_level >= 0:
         onto = patches.new_zeros(shape) if canvas is None else canvas
         result, mask = pasting.paste(patches, boxes, index, onto, rules, masked, options)
-        return (result if in_transform() else result.contiguous(memory_format=layout_of(channels_last))), mask
+        # vmap has no memory formats; there the layout is left to the reference.
+        return (result if batched() else result.contiguous(memory_format=layout_of(channels_last))), mask
     run: Any = _Paste.apply if torch.compiler.is_compiling() else functools.partial(apply, _Paste)
     given = (*given, impl)
     result, mask = run(*given) if differentiated(*tensors) else _forward(*given)
@@ -114,6 +125,8 @@ def _forward(
             result, mask = pasting.paste(patches, boxes, index, onto, rules, masked, options)
         result = result.contiguous(memory_format=layout_of(channels_last))
         return result, patches.new_empty(0) if mask is None else mask
+    if not torch.compiler.is_compiling():
+        _flops.ensure()
     given = patches, boxes, index, canvas, shape, masked, channels_last, *rules, *_kernel_options(options)
     return undifferentiated(_paste, *given)
 
@@ -138,6 +151,29 @@ class _Paste(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_mask: Tensor | None) -> tuple:
         return _pull(ctx, grad, grad_mask)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, patches, boxes, index, canvas, shape, rules, masked, channels_last, *rest):
+        options, impl = rest
+        n = info.batch_size
+        tensors = _side_by_side(n, in_dims, patches, boxes, index, canvas, shape)
+        shapes = (n * shape[0], *shape[1:])
+        result, mask = _dispatch((*tensors, shapes, rules, masked, channels_last, options), impl)
+        apart = (n, shape[0])
+        if mask is None:
+            return (result.unflatten(0, apart), patches.new_empty(0)), (0, None)
+        return (result.unflatten(0, apart), mask.unflatten(0, apart)), (0, 0)
+
+
+def _side_by_side(
+    n: int, in_dims: tuple, patches: Tensor, boxes: Tensor, index: Tensor | None, canvas: Tensor | None, shape: tuple
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The tensors of n calls as those of one; without an index patches keep to their canvases as they are."""
+    rows = boxes.shape[0] if in_dims[1] is None else boxes.movedim(in_dims[1], 0).shape[1]
+    if index is not None:
+        index = batched_index(n, shape[0], rows, index, in_dims[2], False, boxes.device)
+    canvas = None if canvas is None else leading(canvas, in_dims[3], n).flatten(0, 1)
+    return leading(patches, in_dims[0], n).flatten(0, 1), leading(boxes, in_dims[1], n).flatten(0, 1), index, canvas
 
 
 def _pull(ctx: Any, grad: Tensor | None, grad_mask: Tensor | None) -> tuple:
@@ -176,8 +212,21 @@ class _Backward(Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple:
+        second = _second_in_transform if in_transform() else _second
         with full_precision(ctx.saved_tensors[2]):
-            return (*_second(ctx.saved_tensors, cotangents, ctx), *[None] * 5)
+            return (*second(ctx.saved_tensors, cotangents, ctx), *[None] * 5)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, grad, grad_mask, patches, boxes, index, canvas, shape, wanted, *rest):
+        n = info.batch_size
+        tensors = _side_by_side(n, in_dims[2:6], patches, boxes, index, canvas, shape)
+        pairs = zip((grad, grad_mask), in_dims[:2], strict=True)
+        grads = [None if g is None else leading(g, dim, n).flatten(0, 1) for g, dim in pairs]
+        result = _Backward.apply(*grads, *tensors, (n * shape[0], *shape[1:]), wanted, *rest)
+        rows = patches.shape[0] if in_dims[2] is None else patches.movedim(in_dims[2], 0).shape[1]
+        apart = rows, rows, shape[0]
+        found = [t.unflatten(0, (n, k)) if want else t for t, k, want in zip(result, apart, wanted, strict=True)]
+        return tuple(found), tuple(0 if want else None for want in wanted)
 
 
 def _first(grad, grad_mask, patches, boxes, index, canvas, shape, wanted, rules, options):
@@ -224,7 +273,7 @@ def _second(tensors: tuple, cotangents: tuple, ctx: Any) -> list[Tensor | None]:
         masked = grad_mask is not None
         outputs = pasting.paste(sources[2], sources[3], index, onto, ctx.rules, masked, ctx.options)
         pairs = [(o, sources[i]) for i, o in enumerate(outputs) if o is not None and i in sources]
-        inner = [(i, c) for i, c in zip((2, 3, 5), cotangents, strict=True) if c is not None and i in sources]
+        inner = [(i, c) for i, c in _given(cotangents, ctx) if i in sources]
         if not pairs or not inner or not needed:
             return result
         first = torch.autograd.grad(
@@ -245,6 +294,38 @@ def _second(tensors: tuple, cotangents: tuple, ctx: Any) -> list[Tensor | None]:
             allow_unused=True,
         )
     for i, part in zip(needed, parts, strict=True):
+        result[i] = part
+    return result
+
+
+def _given(cotangents: tuple, ctx: Any) -> list[tuple[int, Tensor]]:
+    """The cotangents that there are, each with the place of what it belongs to among the saved tensors."""
+    found = zip((2, 3, 5), cotangents, ctx.wanted, strict=True)
+    return [(i, c) for i, c, wanted in found if wanted and c is not None]
+
+
+def _second_in_transform(tensors: tuple, cotangents: tuple, ctx: Any) -> list[Tensor | None]:
+    """`_second` as a function of its tensors."""
+    index = tensors[4]
+    result: list[Tensor | None] = [None] * 6
+    inner, there = _given(cotangents, ctx), [i for i in (0, 1, 2, 3, 5) if tensors[i] is not None]
+    if not inner:
+        return result
+
+    def first(*given: Tensor) -> tuple[Tensor, ...]:
+        at = dict(zip(there, given, strict=True))
+        onto = at[5] if 5 in at else at[2].new_zeros(ctx.shape)
+
+        def values(*sources: Tensor) -> tuple[Tensor, ...]:
+            outputs = pasting.paste(sources[0], sources[1], index, sources[2], ctx.rules, 1 in at, ctx.options)
+            return tuple(o for i, o in enumerate(outputs) if o is not None and i in at)
+
+        _, pull = torch.func.vjp(values, at[2], at[3], onto)  # pyright: ignore[reportAssignmentType]
+        grads: dict[int, Tensor] = dict(zip((2, 3, 5), pull(tuple(at[i] for i in (0, 1) if i in at)), strict=True))
+        return tuple(grads[i] for i, _ in inner)
+
+    found, pull = torch.func.vjp(first, *[tensors[i] for i in there])  # pyright: ignore[reportAssignmentType]
+    for i, part in zip(there, pull(tuple(c.to(f.dtype) for f, (_, c) in zip(found, inner, strict=True))), strict=True):
         result[i] = part
     return result
 

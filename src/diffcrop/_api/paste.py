@@ -226,7 +226,7 @@ def _paste(
     leading = patches.ndim - axes - 1
     if boxes.ndim == 1:
         boxes = boxes.expand(patches.shape[0] if leading else 1, 2 * axes)
-    boxes = boxes.reshape(-1, 2 * axes)
+    boxes = boxes.flatten(0, -2)
     dtype = _dtype(patches, canvas, alpha, mode if over else "bilinear")
     patches = _flat(patches, leading)
     alpha = None if alpha is None else _flat(alpha, leading)

@@ -71,10 +71,13 @@ def paste(
 
 
 def _tie(nothing: Tensor, patches: Tensor, result: Tensor) -> Tensor:
-    """A zero that gives what is not pasted a gradient, not none."""
+    """A zero that gives what is not pasted a gradient, not none.
+
+    Of one dimension: vmap over nothing cannot add tensors without any.
+    """
     if not result.dtype.is_floating_point:
-        return torch.zeros((), dtype=result.dtype, device=result.device)
-    return (nothing + patches.flatten()[:0].sum()).to(result.dtype)
+        return torch.zeros(1, dtype=result.dtype, device=result.device)
+    return (nothing.unsqueeze(0) + patches.narrow(0, 0, 0).sum().unsqueeze(0)).to(result.dtype)
 
 
 class _Sound(NamedTuple):
@@ -154,8 +157,7 @@ def _layer(patches: Tensor, axes: list[_Axis], rules: Rules, options: Options) -
         inside = torch.ones((), dtype=torch.bool, device=patches.device)
         for d, axis in enumerate(axes, 2):
             pixel, there = axis.nearest(options)
-            shape = [1] * d + [-1] + [1] * (len(axes) + 1 - d)
-            shape[0] = pixel.shape[0]
+            shape = [pixel.shape[0]] + [1] * (d - 1) + [pixel.shape[1]] + [1] * (len(axes) + 1 - d)
             patches = torch.take_along_dim(patches, pixel.long().view(shape), d)
             inside = inside & there.view(shape)
         return patches, inside.expand(-1, 1, *patches.shape[2:])
@@ -203,7 +205,7 @@ def _all(
     """As a function of its tensors, on all of the canvas."""
     axes = _axes(sound.boxes, patches.shape[2:], canvas.shape[2:], False, options)
     v, m = _layer(patches, axes, rules, options)
-    usable = sound.usable.view(-1, *[1] * (canvas.ndim - 1))
+    usable = sound.usable.view(sound.usable.shape[0], *[1] * (canvas.ndim - 1))
     moves = m.dtype == torch.bool
     v, m = (v, m & usable) if moves else (torch.where(usable, v, 0.0), torch.where(usable, m, 0.0))
     count = canvas.shape[0]
