@@ -26,7 +26,7 @@ class Target:
 
 
 # Numbers of a box, by its shape.
-NUMBERS = {"upright": 4, "roi": 4, "rotated": 5, "quad": 8}
+NUMBERS = {"upright": 4, "roi": 4, "rotated": 5, "quad": 8, "paste": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,8 @@ class Case:
     padding_mode: str = "zeros"
     dtype: str = "float32"
     channels_last: bool = False
-    # How a box lies: "upright" (or "roi": for RoIAlign), "rotated" (cx, cy, w, h, degrees) or "quad" (four corners);
-    # turned by up to so much.
+    # How a box lies: "upright" (or "roi": for RoIAlign, "paste": where patches are pasted), "rotated" (cx, cy, w, h,
+    # degrees) or "quad" (four corners); turned by up to so much.
     shape: str = "upright"
     degrees: tuple[float, float] = (0.0, 0.0)
     passes: tuple[str, ...] = PASSES

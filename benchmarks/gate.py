@@ -43,8 +43,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Expected:
-    """For the boxes ``rows``: crops, gradients; for ``images`` and the first channels: gradients."""
+    """Of the crops ``values``: what they are; of the boxes ``rows``, and ``images`` and first channels: gradients."""
 
+    values: list[int]
     rows: list[int]
     images: list[int]
     channels: int
@@ -53,6 +54,8 @@ class Expected:
 
 def expected(problem: Problem, meaning: Meaning) -> Expected:
     """All that any pass of this problem may be asked for."""
+    if problem.canvas is not None:
+        return _expected_paste(problem, meaning)
     rows = sorted({0, len(problem.owner) - 1})
     images = sorted({int(problem.owner[row]) for row in rows})
     one_box_each = problem.case.boxes == 1
@@ -62,7 +65,21 @@ def expected(problem: Problem, meaning: Meaning) -> Expected:
         channels = min(channels, _CHANNELS)
         everything = [row for row in range(len(problem.owner)) if int(problem.owner[row]) in images]
         _, by_images, _ = _reference(problem, meaning, everything, images, channels)
-    return Expected(rows, images, channels, Outcome(value, by_images, by_boxes))
+    return Expected(rows, rows, images, channels, Outcome(value, by_images, by_boxes))
+
+
+def _expected_paste(problem: Problem, meaning: Meaning) -> Expected:
+    """The first and the last canvas with all their patches."""
+    assert problem.canvas is not None
+    canvases = sorted({0, len(problem.canvas) - 1})
+    rows = [row for row, canvas in enumerate(problem.owner.tolist()) if canvas in canvases]
+    patches = problem.images[rows].double().requires_grad_()
+    boxes = meaning.boxes[rows].requires_grad_()
+    owner = torch.tensor([canvases.index(int(problem.owner[row])) for row in rows])
+    canvas, options = problem.canvas[canvases].double(), problem.paste_options()
+    value = diffcrop.paste(patches, boxes, canvas=canvas, batch_index=owner, impl="reference", **options)
+    by_patches, by_boxes = torch.autograd.grad(value, (patches, boxes), problem.cotangent[canvases].double())
+    return Expected(canvases, rows, rows, patches.shape[1], Outcome(value.detach(), by_patches, by_boxes))
 
 
 def _reference(
@@ -91,7 +108,7 @@ def compare(problem: Problem, peer: Peer, pass_: str, outcome: Outcome, wanted: 
     scale, rounding = _precision(outcome.value.dtype)
     limits = {"value": peer.tolerance.value * scale + rounding}
     pairs: dict[str, tuple[Tensor | None, Tensor | None, Callable[[Tensor], Tensor]]] = {
-        "value": (outcome.value, wanted.outcome.value, lambda t: t[wanted.rows]),
+        "value": (outcome.value, wanted.outcome.value, lambda t: t[wanted.values]),
     }
     by_images, by_boxes = wants(pass_)
     if by_images:

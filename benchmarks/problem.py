@@ -26,7 +26,8 @@ SAMPLES = 2
 class Problem:
     """Images (B, C, *spatial), boxes in pixels, box r reading image owner[r], and the cotangent of the crops.
 
-    Boxes are (R, 2 axes), rotated ones (R, 5) and quadrilaterals (R, 8).
+    Boxes are (R, 2 axes), rotated ones (R, 5) and quadrilaterals (R, 8). Of pastes the images are the patches
+    (R, C, *size), which go to canvas owner[r], and the cotangent is that of the canvases.
     """
 
     case: Case
@@ -34,6 +35,7 @@ class Problem:
     boxes: Tensor
     owner: Tensor
     cotangent: Tensor
+    canvas: Tensor | None = None
 
     def rounded(self) -> list[tuple[int, int, int, int]]:
         """The boxes on whole pixels, for peers that crop by slicing."""
@@ -43,10 +45,14 @@ class Problem:
         """What `diffcrop.crop` is told."""
         return {name: getattr(self.case, name) for name in ("mode", "antialias", "padding_mode")}
 
+    def paste_options(self) -> dict[str, Any]:
+        """What `diffcrop.paste` is told."""
+        return {name: getattr(self.case, name) for name in ("mode", "antialias")}
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """Crops (R, C, *size), and the gradients that were asked for: those of the images and of the boxes."""
+    """Crops (R, C, *size), or canvases; and the gradients that were asked for: those of the images and of the boxes."""
 
     value: Tensor
     images: Tensor | None = None
@@ -100,6 +106,8 @@ def make(case: Case) -> Problem:
     # By what is cropped and not by how: variants of a case have its boxes, to within a pixel.
     seed = zlib.crc32(repr((case.images, case.size, case.boxes, case.share, case.pixels)).encode())
     generator = torch.Generator().manual_seed(seed)
+    if case.shape == "paste":
+        return _pasting(case, generator)
     dtype = getattr(torch, case.dtype)
     if dtype.is_floating_point:
         images = torch.rand(case.images, generator=generator, dtype=torch.float32).to(dtype)
@@ -125,6 +133,23 @@ def make(case: Case) -> Problem:
         boxes=boxes if dtype == torch.float64 else boxes.float(),
         owner=torch.arange(count).repeat_interleave(case.boxes),
         cotangent=cotangent,
+    )
+
+
+def _pasting(case: Case, generator: torch.Generator) -> Problem:
+    count, channels, *spatial = case.images
+    rows = count * case.boxes
+    boxes = torch.empty(rows, 4, dtype=torch.float64)
+    for first, (pixels, n) in enumerate(zip(reversed(spatial), reversed(case.size), strict=True)):
+        for row in range(rows):
+            boxes[row, first], boxes[row, first + 2] = _axis(case, pixels, n, generator)
+    return Problem(
+        case=case,
+        images=torch.rand(rows, channels, *case.size, generator=generator),
+        boxes=boxes.float(),
+        owner=torch.arange(count).repeat_interleave(case.boxes),
+        cotangent=torch.randn(case.images, generator=generator),
+        canvas=torch.rand(case.images, generator=generator),
     )
 
 
@@ -154,7 +179,10 @@ def _axis(case: Case, pixels: int, n: int, generator: torch.Generator) -> tuple[
         return float(round(lo)), float(round(lo) + round(side))
     lows = (lo + moves[0]).clamp(min=0).float()
     highs = (lows + side if low == high else lo + side + moves[1]).clamp(max=pixels).float()
-    distance = _kink_distance(lows.double(), highs.double(), n, case)
+    if case.shape == "paste":
+        distance = _paste_kink_distance(lows.double(), highs.double(), n, pixels)
+    else:
+        distance = _kink_distance(lows.double(), highs.double(), n, case)
     good = (distance >= MARGIN).nonzero()
     pick = int(good[0]) if len(good) else int(distance.argmax())
     return lows[pick].item(), highs[pick].item()
@@ -171,3 +199,10 @@ def _kink_distance(lo: Tensor, hi: Tensor, n: int, case: Case) -> Tensor:
         return torch.full_like(lo, torch.inf)
     at = torch.cat([c + shift for shift in shifts], 1)
     return (at - at.round()).abs().amin(1)
+
+
+def _paste_kink_distance(lo: Tensor, hi: Tensor, n: int, pixels: int) -> Tensor:
+    """How far canvas pixels keep from where a patch of n pixels has a kink, or the zeros around it; in its pixels."""
+    c = (torch.arange(pixels, dtype=torch.float64) + 0.5 - lo[:, None]) * (n / (hi - lo))[:, None] - 0.5
+    distance = torch.where((c > -1.5) & (c < n + 0.5), (c - c.round()).abs(), torch.inf)
+    return distance.amin(1)

@@ -94,10 +94,14 @@ def figures3(value: float) -> str:
 def _operation(case: Case) -> str:
     """Such as 16x3x224x224 -> 112x112, bilinear."""
     boxes = f"{case.boxes} boxes of " if case.boxes > 1 else ""
+    if case.shape == "paste":
+        boxes = f"{case.boxes} patches of "
     how = [case.mode, *(["antialiased"] if case.antialias else [])]
     how += [case.dtype] if case.dtype != "float32" else []
     how += ["channels_last"] if case.channels_last else []
-    return f"{boxes}{'x'.join(map(str, case.images))} -> {'x'.join(map(str, case.size))}, {', '.join(how)}"
+    sizes = case.images, case.size
+    of, to = ("x".join(map(str, shape)) for shape in (sizes[::-1] if case.shape == "paste" else sizes))
+    return f"{boxes}{of} -> {to}, {', '.join(how)}"
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -290,8 +294,9 @@ those of the last are left to go to sleep. Each contestant is given boxes in its
 format, and is compiled, beforehand; each call allocates its results anew. The cotangent is the same for all.
 
 GB/s count the bytes that must move, whoever computes: the pixels that the crops depend on, in whole cache lines, and
-the cotangent, read once; crops and the gradients asked for, an image gradient as a whole, written once. What fits into
-the caches may exceed the bandwidth at which memory is copied."""
+the cotangent, read once; crops and the gradients asked for, an image gradient as a whole, written once. Pastes read
+patches and canvases and write canvases; their "images" are the patches. What fits into the caches may exceed the
+bandwidth at which memory is copied."""
 
 
 def _median(samples: list[float]) -> float:

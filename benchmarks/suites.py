@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .cases import SAMPLED, TABLE, A, Case, D, antialiased
+from .pastes import PASTES
 from .rois import ROIS
 from .warps import WARPS
 
@@ -175,11 +176,12 @@ SUITES = {
     "full": (*TABLE, *MORE),
     "warp": WARPS,
     "roi": ROIS,
+    "paste": PASTES,
     "axes": OTHER_AXES,
     "growth": GROWTH,
     "memory": tuple(case for case in (*TABLE, *MORE) if case.name in _SOME),
 }
-CASES = {case.name: case for case in (*TABLE, *MORE, *WARPS, *ROIS, *OTHER_AXES, *GROWTH)}
+CASES = {case.name: case for case in (*TABLE, *MORE, *WARPS, *ROIS, *PASTES, *OTHER_AXES, *GROWTH)}
 
 
 def shrunk(case: Case) -> Case:

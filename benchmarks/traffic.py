@@ -1,7 +1,8 @@
 """The bytes that a case must move at the least, whoever computes it: what GB/s are counted over.
 
 Read once: the pixels that the crops depend on, in whole cache lines along a row, and with a gradient the cotangent.
-Written once: the crops and the gradients asked for, an image gradient as a whole. Temporaries, second reads and
+Written once: the crops and the gradients asked for, an image gradient as a whole. A paste reads patches and canvases
+and writes canvases. Temporaries, second reads and
 the lines that a write fetches first are the business of who computes, not of the case.
 """
 
@@ -112,7 +113,10 @@ def _touched_lines(
 def bytes_moved(problem: Problem) -> dict[str, int]:
     """At the least, by pass."""
     crops = problem.cotangent.numel() * problem.cotangent.element_size()
-    touched = touched_bytes(problem)
+    if problem.canvas is not None:  # patches and canvases are read as wholes
+        touched = problem.images.nbytes + problem.canvas.nbytes
+    else:
+        touched = touched_bytes(problem)
     moved = {}
     for pass_ in problem.case.passes:
         images, boxes = wants(pass_)

@@ -43,7 +43,7 @@ def verdicts(case, peer, passes=PASSES):
 
 
 def test_names_are_unique():
-    everything = [*EVERYTHING, *SUITES["warp"], *SUITES["roi"], *GROWTH]
+    everything = [*EVERYTHING, *SUITES["warp"], *SUITES["roi"], *SUITES["paste"], *GROWTH]
     assert len({case.name for case in everything}) == len(everything) == len(CASES)
     assert set(TABLE) <= set(SUITES["full"])
 
@@ -105,7 +105,7 @@ def test_boxes_keep_off_kinks():
 # --- the gate ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [*EVERYTHING, *SUITES["warp"]], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*EVERYTHING, *SUITES["warp"], *SUITES["paste"]], ids=lambda case: case.name)
 def test_the_gate_is_green_for_every_peer(case):
     for peer in entrants(case, [name for name in case.peers if name not in COMPILERS]):
         for pass_, verdict in verdicts(case, peer):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.func import functional_call, grad, hessian, jacrev, jvp, vjp, vmap
@@ -289,3 +292,20 @@ def test_flops_are_counted_from_shapes(generator):
     }  # fmt: skip
     result = counted(lambda: sum(t.sum() for t in paste(p.detach(), b, **given, return_mask=True)).backward())
     assert result == {"paste": crops(6) + 3 * 4 * pixels, "paste_backward": 3 * crops(6) + 7 * 4 * pixels}
+
+
+COUNTED_FIRST = """
+from torch.utils.flop_counter import FlopCounterMode
+import torch, diffcrop
+patches, box = torch.rand(1, 3, 8, 8), torch.tensor([[1.0, 1, 7, 7]], requires_grad=True)
+with FlopCounterMode(display=False) as counter:
+    diffcrop.paste(patches, box, 9, impl="cpu").sum().backward()
+print(*sorted(map(str, counter.get_flop_counts()["Global"])))
+"""
+
+
+@needs_kernels
+def test_flops_are_counted_where_the_counter_came_first():
+    done = subprocess.run([sys.executable, "-c", COUNTED_FIRST], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["diffcrop.paste", "diffcrop.paste_backward"]

@@ -65,7 +65,9 @@ class Peer:
 
 
 def as_rows(crops: Tensor, problem: Problem) -> Tensor:
-    """Crops in whatever leading shape, as (R, C, *size)."""
+    """Crops in whatever leading shape, as (R, C, *size); pastes as they come, canvases (B, C, H, W)."""
+    if problem.case.shape == "paste":
+        return crops
     return crops.reshape(len(problem.owner), *crops.shape[-problem.case.axes - 1 :])
 
 
@@ -93,7 +95,7 @@ def torch_call(
         value, *gradients = (tensor.detach() for tensor in result)
         return Outcome(
             value=rows(value, problem),
-            images=gradients[0].reshape(problem.case.images) if by_images else None,
+            images=gradients[0].reshape(problem.images.shape) if by_images else None,
             boxes=gradients[-1].reshape(problem.boxes.shape) if by_boxes else None,
         )
 

@@ -6,6 +6,7 @@ from functools import partial
 
 from torch import Tensor
 
+import diffcrop
 from benchmarks.problem import Prepared, Problem, crop_of
 
 from .base import Meaning, Peer, Tolerance, torch_call
@@ -13,6 +14,8 @@ from .base import Meaning, Peer, Tolerance, torch_call
 
 def _prepare(problem: Problem, pass_: str, plain: bool = False) -> Prepared:
     """One box per image, K boxes (K, 4) of a single image (C, H, W), or (B, K, 4): forms of the documentation."""
+    if problem.case.shape == "paste":
+        return _prepare_paste(problem, pass_)
     images = problem.images.float().contiguous() if plain else problem.images
     cotangent = problem.cotangent.float().contiguous() if plain else problem.cotangent
     boxes, count = problem.boxes, problem.case.boxes if problem.case.shape != "roi" else 1
@@ -28,6 +31,18 @@ def _prepare(problem: Problem, pass_: str, plain: bool = False) -> Prepared:
     return torch_call(function, images, boxes, cotangent, pass_, problem)
 
 
+def _prepare_paste(problem: Problem, pass_: str) -> Prepared:
+    """K patches to each canvas."""
+    shape = (-1, problem.case.boxes)
+
+    def function(patches: Tensor, boxes: Tensor) -> Tensor:
+        return diffcrop.paste(
+            patches.unflatten(0, shape), boxes.unflatten(0, shape), canvas=problem.canvas, **problem.paste_options()
+        )
+
+    return torch_call(function, problem.images, problem.boxes, problem.cotangent, pass_, problem)
+
+
 def _meaning(problem: Problem) -> Meaning:
     return Meaning(problem.boxes.double(), problem.options())
 
@@ -39,7 +54,9 @@ _FLOAT32 = Tolerance(
     reason="sums in float32, positions in float64; a box gradient is a sum over the whole crop of terms that cancel",
 )
 
-DIFFCROP = Peer("diffcrop", "`diffcrop.crop`, `crop_rotated`, `crop_quad` or `roi_align`", _prepare, _meaning, _FLOAT32)
+DIFFCROP = Peer(
+    "diffcrop", "`diffcrop.crop`, `crop_rotated`, `crop_quad`, `roi_align` or `paste`", _prepare, _meaning, _FLOAT32
+)
 PLAIN = Peer(
     "plain",
     "`diffcrop.crop`, the same case in float32 and contiguous",

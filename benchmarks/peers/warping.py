@@ -160,7 +160,7 @@ def _as_it_is(problem: Problem) -> Meaning:
 
 
 def _slanted(case: Case) -> str | None:
-    if case.shape in ("upright", "roi"):
+    if case.shape not in ("rotated", "quad"):
         return "for boxes that do not lie upright"
     return "does not antialias" if case.antialias or case.mode != "bilinear" else None
 

@@ -34,20 +34,21 @@ import torch
 from diffcrop import _normal
 from diffcrop._filters import reach
 
-_registered = False
+_registered: set[str] = set()
 
 
 def ensure() -> None:
     """Tell the counter, once there is one: to import it would take longer than to import this package."""
-    global _registered
-    if _registered or "torch.utils.flop_counter" not in sys.modules:
+    if len(_registered) == len(_FORMULAS) or "torch.utils.flop_counter" not in sys.modules:
         return
     from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
     from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
-    _registered = True
     for name, formula in _FORMULAS.items():
-        operator = getattr(torch.ops.diffcrop, name)
+        operator = getattr(torch.ops.diffcrop, name, None)
+        if operator is None or name in _registered:  # while the package is imported not all of them are there
+            continue
+        _registered.add(name)
         register_flop_formula(operator)(formula)
         # A counter that is counting already has copied the registry.
         for mode in _get_current_dispatch_mode_stack():

@@ -361,3 +361,5 @@ def _backward_paste(ctx: Any, grad: Tensor | None, grad_mask: Tensor | None) -> 
 torch.library.register_fake("diffcrop::paste", _fake_paste)
 torch.library.register_fake("diffcrop::paste_backward", _fake_backward)
 torch.library.register_autograd("diffcrop::paste", _backward_paste, setup_context=_setup_paste)
+
+_flops.ensure()
