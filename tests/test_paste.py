@@ -218,6 +218,17 @@ def test_wild_boxes_are_bounded(impl, scale, generator):
     assert mask.max() <= min(1.0, 10 * scale**2) + 1e-12
 
 
+def test_a_side_too_short_to_divide_by_is_empty(impl):
+    """Where quotients by it would overflow: nothing is pasted, and the gradient is zero."""
+    patch = torch.ones(1, 2, 2, dtype=f64)
+    for side in (1e-31, 1e-200, -5e-324):
+        box = torch.tensor([0.0, 0.0, side, 4.0], dtype=f64, requires_grad=True)
+        mask = paste(patch, box, (4, 4), return_mask=True, impl=impl).mask
+        assert mask.eq(0).all()
+        (slope,) = torch.autograd.grad(mask.sum(), box)
+        assert slope.eq(0).all()
+
+
 def test_no_patches(impl):
     canvas = torch.rand(2, 3, 5, 7, requires_grad=True)
     patches, boxes = torch.zeros(2, 0, 3, 2, 2, requires_grad=True), torch.zeros(2, 0, 4, requires_grad=True)

@@ -175,7 +175,7 @@ def test_the_kernels_serve(monkeypatch, generator):
 def test_whole_numbers_and_boxes_without_a_place(impl, generator):
     """What is moved, canvases that there are not, and boxes that are not finite, one of each under vmap."""
     patches = torch.randint(0, 200, (4, 3, 2, 3, 4), generator=generator, dtype=torch.uint8)
-    boxes, index = BOXES.expand(4, 3, 4).clone(), torch.tensor([[0, 1, 0], [1, 7, -2], [0, 0, 0], [1, 1, 0]])
+    boxes, index = BOXES.expand(4, 3, 4).clone(), torch.tensor([[0, 1, 0], [1, 2, -1], [0, 0, 0], [1, 1, 0]])
     boxes[2, 1, 0] = torch.nan
     options = {"mode": "nearest", "batch_size": 2, "return_mask": True, "impl": impl}
 
@@ -189,6 +189,18 @@ def test_whole_numbers_and_boxes_without_a_place(impl, generator):
         one, its_mask = move(patches[k][kept], boxes[k][kept], index[k][kept])
         assert found[k].equal(one)
         assert mask[k].equal(its_mask)
+
+    boxes[3, 2, 2] = boxes[3, 2, 0]  # empty
+    canvas = rand(2, 2, 5, 6, generator=generator)
+    lay = pasted(impl)
+
+    def over(p, b, i):
+        return lay(p.double(), p[:, :1].double() / 255, b, canvas, i)
+
+    found = vmap(over)(patches, boxes, index)
+    for k in range(4):
+        kept = (index[k] >= 0) & (index[k] < 2) & boxes[k].isfinite().all(-1)
+        agree([found[k]], [over(patches[k][kept], boxes[k][kept], index[k][kept])])
 
     def total(b, i):
         return paste(patches[0].double(), b, (5, 6), batch_index=i, batch_size=2, impl=impl).square().sum()
