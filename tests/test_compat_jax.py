@@ -1,4 +1,4 @@
-"""`compat.jax` against JAX itself, values and derivatives, and against gradcheck where JAX is not there."""
+"""`compat.jax` against JAX's published definition, values and derivatives, and against JAX itself where it is there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import naive_scale
 from diffcrop.compat.jax import scale_and_translate
 
 f64 = torch.float64
@@ -50,19 +51,43 @@ COMPARED = [
 ]
 
 
-@pytest.mark.parametrize(("case", "method", "antialias"), COMPARED)
-def test_values_and_gradients(case, method, antialias, generator):
-    before, after, dims, scale, translation = CASES[case]
+def given(case, generator):
+    """What a case begins with: all that is differentiated, and what it is differentiated with."""
+    before, after, _, scale, translation = CASES[case]
     image = torch.rand(before, generator=generator, dtype=f64, requires_grad=True)
     scale = torch.tensor(scale, dtype=f64, requires_grad=True)
     translation = torch.tensor(translation, dtype=f64, requires_grad=True)
-    cotangent = torch.rand(after, generator=generator, dtype=f64)
+    return (image, scale, translation), torch.rand(after, generator=generator, dtype=f64)
+
+
+def by_definition(image, shape, dims, scale, translation, method, antialias, cotangent):
+    arrays = [t.detach().numpy() for t in (image, scale, translation, cotangent)]
+    found = naive_scale.scale_and_translate(arrays[0], shape, dims, *arrays[1:3], method, antialias, arrays[3])
+    return [torch.from_numpy(np.asarray(a)) for a in found]
+
+
+@pytest.mark.parametrize("whose", [by_definition, peer], ids=["definition", "jax"])
+@pytest.mark.parametrize(("case", "method", "antialias"), COMPARED)
+def test_values_and_gradients(case, method, antialias, whose, generator):
+    (image, scale, translation), cotangent = given(case, generator)
+    _, after, dims, _, _ = CASES[case]
     found = scale_and_translate(image, after, dims, scale, translation, method, antialias)
     grads = torch.autograd.grad(found, (image, scale, translation), cotangent)
-    expected = peer(image, after, dims, scale, translation, method, antialias, cotangent)
+    expected = whose(image, after, dims, scale, translation, method, antialias, cotangent)
     for mine, theirs in zip((found, *grads), expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-11)
     assert found.shape == after
+
+
+@pytest.mark.parametrize(("case", "method", "antialias"), COMPARED)
+def test_the_definition_is_jaxs(case, method, antialias, generator):
+    tensors, cotangent = given(case, generator)
+    _, after, dims, _, _ = CASES[case]
+    mine, theirs = (
+        whose(tensors[0], after, dims, *tensors[1:], method, antialias, cotangent) for whose in (by_definition, peer)
+    )
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
 
 
 def test_the_cases_tell_methods_apart(generator):

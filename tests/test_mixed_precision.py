@@ -12,7 +12,7 @@ import torch
 from torch.func import jvp
 
 import diffcrop
-from diffcrop import crop, crop_with_jacobian
+from diffcrop import compat, crop, crop_with_jacobian
 from diffcrop.nn import LearnableBox
 from plain import SIZE, SMOOTH, boxes, image, mine
 
@@ -172,6 +172,25 @@ FUNCTIONS = {
     "rotated_to_matrix": lambda b: diffcrop.rotated_to_matrix(turned(b), 8),
     "quads_to_matrix": lambda b: diffcrop.quads_to_matrix(b[:, CORNERS], 8),
     "warp_points": lambda b: diffcrop.warp_points(POINTS, diffcrop.rotated_to_matrix(turned(b), 8)),
+    "compat.torchvision.roi_align": lambda b: compat.torchvision.roi_align(ramp(b), [b[:1], b[1:]], 7, 0.5, 2, True),
+    "compat.torchvision.resized_crop": lambda b: compat.torchvision.resized_crop(ramp(b), *b[1] / 7, (8, 9)),
+    "compat.tensorflow.crop_and_resize": lambda b: compat.tensorflow.crop_and_resize(
+        ramp(b).permute(0, 2, 3, 1), b[:, [1, 0, 3, 2]] / 1000, torch.tensor([1, 0]), (8, 9)
+    ),
+    "compat.jax.scale_and_translate": lambda b: compat.jax.scale_and_translate(
+        ramp(b), (2, 3, 8, 9), (2, 3), b[0, :2] / 9000, -b[1, :2], "linear"
+    ),
+    "compat.jax.scale_and_translate, by matrices": lambda b: compat.jax.scale_and_translate(
+        ramp(b), (2, 3, 8, 9), (2, 3), b[0, :2] / 9000, -b[1, :2], "lanczos5"
+    ),
+    "compat.kornia.crop_and_resize": lambda b: compat.kornia.crop_and_resize(ramp(b), b[:, CORNERS] / 3, (8, 9)),
+    "compat.kornia.crop_by_boxes": lambda b: compat.kornia.crop_by_boxes(
+        ramp(b), b[:, CORNERS] / 3, torch.tensor([[0.0, 0.0], [8.0, 0.0], [8.0, 7.0], [0.0, 7.0]]).expand(2, 4, 2)
+    ),
+    "compat.kornia.crop_by_transform_mat": lambda b: compat.kornia.crop_by_transform_mat(
+        ramp(b), diffcrop.boxes_to_theta(b[:, CORNERS[[0, 2]]].flatten(1), (960, 1000)), (8, 9), align_corners=False
+    ),
+    "compat.kornia.center_crop": lambda b: compat.kornia.center_crop(ramp(b) * b[0, 0], (8, 9)),
     "LearnableBox": lambda b: LearnableBox((960, 1000), init=b, inside=True)(),
     "LearnableBox, aspect": lambda _: LearnableBox(1000, init=[1, 2, 401, 202], aspect=2.0, coords="unit")(),
 }
@@ -221,6 +240,9 @@ def test_every_public_function_is_among_them():
     named = {name.split(",")[0].split(" ")[0] for name in (*FUNCTIONS, *SEARCHES)}
     functions = {name for name in diffcrop.__all__ if inspect.isfunction(getattr(diffcrop, name))}
     assert functions - named == {"implementations", "kernels", "simd_level"}
+    peers = {f"compat.{peer}.{name}" for peer in compat.__all__ for name in getattr(compat, peer).__all__}
+    assert len(peers) > 5
+    assert peers <= named
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -5,10 +5,11 @@ What differs from JAX:
 * At kinks (positions on pixel centres, a scale of exactly 1) the derivative is the right-hand one in the position,
   where JAX takes what its `maximum` and `abs` give there; elsewhere the derivatives are equal, to every order.
 * A negative scale mirrors, and is antialiased as its absolute value is; JAX antialiases positive scales only.
-* Sums of integers and half precision are kept in float32, positions and weights are computed in float64.
+* Sums of integers and half precision are kept in float32 or better, positions and weights are computed in float64.
 * ``shape`` has to repeat the sizes of the dimensions that are not spatial, which JAX does not look at.
 * ``"linear"``, ``"lanczos3"`` and the antialiased ``"cubic"`` run in `diffcrop.crop`, without matrices of weights.
-  ``"lanczos5"``, ``"area"`` and cubics without antialiasing are contracted with such matrices, as JAX does it.
+  ``"lanczos5"``, ``"area"`` and cubics without antialiasing are contracted with such matrices, as JAX does it, in
+  float64.
 """
 
 from __future__ import annotations
@@ -132,14 +133,14 @@ def _cropped(source: Tensor, lo: Tensor, hi: Tensor, size: tuple[int, ...], name
 
 
 def _contracted(source: Tensor, lo: Tensor, hi: Tensor, size: tuple[int, ...], name: str, antialias: bool) -> Tensor:
-    """With one matrix of weights (n, N) for each axis, in float64."""
+    """With one matrix of weights (n, N) for each axis, in float64: autocast leaves its products alone, backward too."""
     axes = len(size)
     dtype = source.dtype if source.is_floating_point() else torch.float32
-    result = source.to(torch.promote_types(dtype, torch.float32))
+    result = source.to(lo.dtype)
     for axis in range(axes):
         pixels = result.shape[axis - axes]
-        weights = _weights(lo[axis], hi[axis], size[axis], pixels, name, antialias).to(result.dtype)
-        with torch.autocast(result.device.type, enabled=False):  # which would round the product
+        weights = _weights(lo[axis], hi[axis], size[axis], pixels, name, antialias)
+        with torch.autocast(result.device.type, enabled=False):  # for devices without float64
             result = (result.movedim(axis - axes, -1) @ weights.mT).movedim(-1, axis - axes)
     return result.to(dtype)
 
