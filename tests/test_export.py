@@ -13,8 +13,8 @@ from torch.export import Dim
 
 import diffcrop
 from diffcrop import crop
-from helpers import FILTERS, MODES, PADDINGS
-from onnx_agreement import BOXES, Module, agreement, exported, run
+from helpers import FILTERS, MODES, PADDINGS, rand
+from onnx_agreement import BOXES, OTHERS, Called, Module, agreement, exported, other_agreement, run
 from plain import SIZE, SMOOTH, agree, boxes, image, needs_kernels
 
 
@@ -131,6 +131,41 @@ def test_onnx_rows_of_boxes(generator):
     agree(run(model, (i, b)), module(i, b), 1e-6)
 
 
+# Those that take longest; an antialiased warp a minute.
+LENGTHY = ("antialiased", "volumes", "crop_quad", "exact")
+
+
+@pytest.mark.parametrize(
+    "said", [pytest.param(n, marks=pytest.mark.slow if any(w in n for w in LENGTHY) else ()) for n in OTHERS]
+)
+def test_onnx_of_other_boxes(said):
+    found = other_agreement(OTHERS[said])
+    assert found.error <= 1e-6
+    assert found.nodes < 4000
+
+
+def test_onnx_of_paste(generator):
+    """As many patches as were there at the export, wherever they are put."""
+    patches, boxes_ = rand(3, 2, 4, 5, generator=generator).float(), torch.tensor([[1.0, 2, 6, 7]]).repeat(3, 1)
+    module = Called(lambda p, b: diffcrop.paste(p, b, (9, 8)))
+    model = exported(module, (patches, boxes_), {"given": ({}, {})})
+    boxes_ = torch.tensor([[1.3, 2.1, 6.2, 7.9], [-2, 4, 3, 12], [2, 2, 9, 5.5]])
+    agree(run(model, (patches * 0.7, boxes_)), module(patches * 0.7, boxes_), 1e-6)
+
+
+@needs_kernels
+@pytest.mark.parametrize("function", ["roi_align", "crop_rotated", "paste"])
+def test_onnx_refuses_the_kernels_of_other_boxes(function, generator):
+    i, box = image(generator, 1), torch.tensor([[1.0, 1, 3, 3]])
+    call = {
+        "roi_align": lambda i, b: diffcrop.roi_align(i, [b], 2, impl="cpu"),
+        "crop_rotated": lambda i, b: diffcrop.crop_rotated(i, torch.cat([b, b[:, :1]], 1), 2, impl="cpu"),
+        "paste": lambda i, b: diffcrop.paste(i, b, 8, impl="cpu"),
+    }[function]
+    with pytest.raises(torch.onnx.OnnxExporterError, match=r"No ONNX function found for .*diffcrop\."):
+        exported(Called(call), (i, box), {"given": ({}, {})})
+
+
 @needs_kernels
 def test_onnx_refuses_the_kernels(generator):
     """A named implementation never gives way to another."""
@@ -144,9 +179,13 @@ def test_the_table_in_the_documents():
     text = (Path(__file__).parents[1] / "docs" / "onnx.md").read_text()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     assert rows[0][1:] == list(PADDINGS)
-    assert [row[0] for row in rows[2:]] == [*MODES, "nearest"]
+    filters = [*MODES, "nearest"]
+    rows, others = rows[: 2 + len(filters)], rows[2 + len(filters) :]
+    assert [row[0] for row in rows[2:]] == filters
+    assert [row[0] for row in others[2:]] == list(OTHERS)
+    assert all(0 < float(row[1].split(",")[0]) <= 1e-6 for row in others[2:])
     errors = [float(cell.split(",")[0]) for row in rows[2:] for cell in row[1:]]
-    assert len(errors) == len([*MODES, "nearest"]) * len(PADDINGS)
+    assert len(errors) == len(filters) * len(PADDINGS)
     assert 0 < max(errors) <= 1e-5
     assert f"The boxes are {len(BOXES)}," in text
 

@@ -147,6 +147,12 @@ def _floats(case: Case) -> str | None:
     return _copies(case) if case.dtype in ("float32", "float64") else f"not in {case.dtype}"
 
 
+def _compiles(case: Case) -> str | None:
+    if case.axes != 2:  # tried with torch 2.13
+        return "torch.compile cannot compile affine_grid and grid_sample with gradients but for images"
+    return _floats(case)
+
+
 def _shared(case: Case) -> str | None:
     return _samples(case) if case.boxes > 1 or case.images[0] == 1 else "for many boxes of one image"
 
@@ -178,7 +184,7 @@ COMPILED = Peer(
     _prepare_compiled,
     _recipe_meaning,
     _FLOAT32,
-    refuses=_floats,
+    refuses=_compiles,
 )
 PACKED = Peer(
     "packed",

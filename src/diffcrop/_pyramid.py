@@ -39,20 +39,19 @@ def plan(matrices: Tensor, size: tuple[int, int], image_size: tuple[int, int]) -
     x, y, z = (matrices @ place.T).unbind(1)  # (R, points)
     front = z * torch.where(z[:, -1:] < 0, -1.0, 1.0) > 0
     below = torch.where(front, z, 1.0)
-    a = matrices[..., None]
+    a = matrices[..., :2, None]
     # d(X/Z)/du = (dX/du - X/Z dZ/du) / Z, and so on.
-    steps = [
-        torch.hypot(*((a[:, row, axis] - t / below * a[:, 2, axis]) / below for row, t in enumerate((x, y))))
-        for axis in range(2)
-    ]
-    both = torch.stack(steps, -1)  # (R, points, 2)
-    sound = torch.isfinite(both) & front[..., None]
+    steps = [(a[:, row] - t[:, None] / below[:, None] * a[:, 2]) / below[:, None] for row, t in enumerate((x, y))]
     top = float(2 ** levels(image_size))
+    # More than `top` is as good as that, and has a square. (`hypot` does not go to ONNX.)
+    both = torch.stack(steps).clamp(-2 * top, 2 * top).square().sum(0).sqrt().mT  # (R, points, 2)
+    sound = torch.isfinite(both) & front[..., None]
     longest = torch.where(sound, both, 0.0).amax(1).clamp(1.0, top)
     shortest = torch.where(sound, both, math.inf).amin((1, 2)).clamp(1.0, top)
-    level = torch.log2(shortest / OVERSAMPLING * (1 + _SLACK)).floor()
-    raised = torch.log2(longest.amax(1) / MOST_SAMPLES * (1 - _SLACK)).ceil()
-    level = torch.maximum(level, raised).clamp(0, levels(image_size))
+    # How many powers of two, counted: what a logarithm rounds to differs from one library to the next.
+    powers = 2.0 ** torch.arange(levels(image_size), dtype=matrices.dtype, device=matrices.device)
+    fine, coarse = shortest / OVERSAMPLING * (1 + _SLACK), longest.amax(1) / MOST_SAMPLES * (1 - _SLACK)
+    level = torch.maximum((fine[:, None] >= 2 * powers).sum(1), (coarse[:, None] > powers).sum(1))
     samples = torch.ceil(longest * torch.exp2(-level)[:, None] * (1 - _SLACK)).clamp(1, MOST_SAMPLES)
     known = torch.isfinite(matrices).flatten(1).all(1)
     return Plan(torch.where(known, level, 0).long(), torch.where(known[:, None], samples, 1).long())
