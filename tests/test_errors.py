@@ -366,8 +366,14 @@ CASES = [
     (ValueError, jacobian(IMAGES, BOXES, 4, batch_index=INDEX + 1), "batch_index must lie in 0..1", "got 2"),
     (ValueError, jacobian(IMAGES, BOXES, 4, mode="area", antialias=False), "mode='area'", "antialias=True"),
     # normal_equations
-    (TypeError, equations([IMAGE]), "normal_equations takes tensors, not lists", "each image"),
-    (TypeError, equations(boxes=[BOXES]), "normal_equations takes tensors, not lists"),
+    (ValueError, equations([IMAGE, IMAGE[:1]]), "agree in channels", "images[1]"),
+    (ValueError, equations(boxes=[BOXES]), "one tensor per image", "1 for 2 images"),
+    (
+        ValueError,
+        equations([IMAGE, IMAGE], targets=torch.zeros(3, 3, 4, 4)),
+        "targets must have the shape of the crops",
+    ),
+    (ValueError, equations([IMAGE.clone().requires_grad_()] * 2), "images[0] requires grad"),
     (TypeError, equations(None), "images must be a tensor", "None"),
     (TypeError, equations(boxes=None), "boxes must be a tensor", "None"),
     (ValueError, equations(boxes=BOXES[:1]), "B = 2", "(1, 4)"),

@@ -86,11 +86,11 @@ def image(value: Any, axes: int, name: str = "images", batched: bool | None = No
     return value
 
 
-def image_list(value: Sequence[Any], axes: int, where: str | None = None) -> list[Tensor]:
+def image_list(value: Sequence[Any], axes: int, where: str | None = None, name: str = "images") -> list[Tensor]:
     """B images (C, *spatial) of their own sizes, alike in channels, dtype and device."""
     if not value:
-        raise ValueError("images must not be an empty list: there is no dtype or number of channels to crop with")
-    tensors = [image(t, axes, f"images[{i}]", batched=False, where=where) for i, t in enumerate(value)]
+        raise ValueError(f"{name} must not be an empty list: there is no dtype or number of channels to crop with")
+    tensors = [image(t, axes, f"{name}[{i}]", batched=False, where=where) for i, t in enumerate(value)]
     first = tensors[0]
     for i, t in enumerate(tensors):
         for what, mine, theirs in (
@@ -100,8 +100,8 @@ def image_list(value: Sequence[Any], axes: int, where: str | None = None) -> lis
         ):
             if mine != theirs:
                 raise ValueError(
-                    f"the images of a list must agree in channels, dtype and device, got {what} {mine} for images[{i}] "
-                    f"and {theirs} for images[0]"
+                    f"the images of a list must agree in channels, dtype and device, got {what} {mine} for {name}[{i}] "
+                    f"and {theirs} for {name}[0]"
                 )
     return tensors
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ def undifferentiated(**tensors: Any) -> None:
     if in_transform():
         raise ValueError(f"normal equations are not made under torch.func transforms; call it outside, or {instead}")
     dual = forward_ad._current_level >= 0
-    for name, tensor in tensors.items():
+    for name, tensor in _each(tensors):
         if is_sharded(tensor):
             raise TypeError(f"normal equations take plain tensors, got a DTensor of {name}; pass {name}.to_local()")
         if not isinstance(tensor, Tensor):
@@ -81,6 +82,15 @@ def undifferentiated(**tensors: Any) -> None:
                 f"normal equations are not differentiable, but {name} requires grad or has a tangent; make them under "
                 f"torch.no_grad(), pass {name}.detach(), or {instead}"
             )
+
+
+def _each(tensors: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Arguments by name, those of lists one by one."""
+    for name, value in tensors.items():
+        if isinstance(value, (list, tuple)):
+            yield from ((f"{name}[{i}]", one) for i, one in enumerate(value))
+        else:
+            yield name, value
 
 
 def axes(value: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -24,7 +25,7 @@ def image(value: Any) -> int:
     if not isinstance(value, Tensor):
         raise TypeError(
             f"input must be a tensor of shape (B, C, H, W), or (B, C, D, H, W) for volumes, "
-            f"got {_check.describe(value)}; stack feature maps of one size with torch.stack"
+            f"got {_check.describe(value)}; maps of different sizes are a list of tensors (C, H, W)"
         )
     if value.ndim not in (4, 5):
         hint = "; a single image is a batch of one: input[None]" if value.ndim == 3 else ""
@@ -35,6 +36,18 @@ def image(value: Any) -> int:
     _check_crop.image(value, axes, "input")
     if is_sharded(value):
         raise TypeError("roi_align takes plain tensors, got a DTensor of input; pass input.to_local()")
+    return axes
+
+
+def image_list(value: Sequence[Any]) -> int:
+    """B feature maps (C, H_b, W_b), or volumes (C, D_b, H_b, W_b), of their own sizes. Returns how many axes."""
+    first = value[0] if value else None
+    axes = first.ndim - 1 if isinstance(first, Tensor) else 2
+    if axes not in (2, 3):
+        raise ValueError(
+            f"a list of input must hold tensors (C, H, W), or (C, D, H, W) for volumes, got {_check.describe(first)}"
+        )
+    _check_crop.image_list(value, axes, "in a list", "input")
     return axes
 
 

@@ -151,7 +151,7 @@ def crop(
         "impl": impl,
     }
     if (type(images) is not Tensor or images.is_nested) and ragged.is_list(images):
-        return _over_images(crop, images, boxes, size, batch_index, options)
+        return _over_images(lambda i, b, **o: crop(i, b, size, **o), images, boxes, batch_index, options)
     call = _prepare(images, boxes, size, batch_index, **options)
     result = _ops.crop(call.images, call.boxes, call.owner, call.size, call.options, call.impl)
     if is_sharded(result):
@@ -204,7 +204,7 @@ def crop_with_jacobian(
         "impl": impl,
     }
     if ragged.is_list(images):
-        return _over_images(crop_with_jacobian, images, boxes, size, batch_index, options)
+        return _over_images(lambda i, b, **o: crop_with_jacobian(i, b, size, **o), images, boxes, batch_index, options)
     call = _prepare(images, boxes, size, batch_index, **options)
     value = _ops.crop(call.images, call.boxes, call.owner, call.size, call.options, call.impl)
     jacobian = _ops.jacobian(call.images, call.boxes, call.owner, call.size, call.options, call.impl)
@@ -370,7 +370,9 @@ def _prepare(
     return _Call(images, boxes, index, leading, size, options, _ops.choose(impl, images, axes), box_format)
 
 
-def _over_images(function: Any, images: Any, boxes: Any, size: Any, batch_index: Any, options: dict[str, Any]) -> Any:
+def _over_images(
+    function: Any, images: Any, boxes: Any, batch_index: Any, options: dict[str, Any], along: Any = None
+) -> Any:
     """A function of an image and its boxes, for images of different sizes."""
     boxes, options["box_format"], canvases = _bounding.read(
         ragged.parts(boxes), options["box_format"], options["coords"]
@@ -384,5 +386,5 @@ def _over_images(function: Any, images: Any, boxes: Any, size: Any, batch_index:
     for mine in boxes if listed else [boxes]:
         _check_crop.differentiable(mine, options["mode"])
     return ragged.over_images(
-        lambda image, mine: function(image, mine, size, **options), images, boxes, batch_index, axes=axes
+        lambda *each: function(*each, **options), images, boxes, batch_index, axes=axes, along=along
     )

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from diffcrop import _check, _check_normal, _normal, _ops
+from diffcrop import _check, _check_crop, _check_normal, _normal, _ops
 from diffcrop._context import plain
 from diffcrop._options import sum_dtype
 
 from . import ragged
-from .crop import _by_box, _prepare
+from .crop import _by_box, _over_images, _prepare
 
 
 class NormalEquations(NamedTuple):
@@ -25,8 +25,8 @@ class NormalEquations(NamedTuple):
 
 
 def normal_equations(
-    images: Tensor,
-    boxes: Tensor,
+    images: Tensor | Sequence[Tensor],
+    boxes: Tensor | Sequence[Tensor],
     targets: Tensor,
     *,
     batch_index: Tensor | None = None,
@@ -57,11 +57,11 @@ def normal_equations(
     [0.5, 0.0, 0.0, 0.0]
 
     Args:
-        images: as for `crop`, but no list.
-        boxes: as for `crop`, but no list.
+        images: as for `crop`, lists among them.
+        boxes: as for `crop`, likewise.
         targets: what the crops shall become, (..., C, h, w) as the crops are, or what broadcasts to that: (C, h, w) is
             one target for all boxes, of which no copies are made. Floating-point or integer, which mean the same
-            values. Their last dimensions say the size of the crops.
+            values. Their last dimensions say the size of the crops, which is one also for lists.
         batch_index: as for `crop`, like all that follow.
         box_format: the Hessian and the gradient are by the box's own numbers, in its format.
         coords: and in its coordinates.
@@ -90,28 +90,34 @@ def normal_equations(
     differentiated can be put together from `crop_with_jacobian`.
 
     """
-    if ragged.is_list(images) or ragged.is_list(boxes):
-        raise TypeError("normal_equations takes tensors, not lists; call it for each image of a list")
-    axes = _check.boxes(boxes)
+    boxes = ragged.parts(boxes)
+    axes = _check_crop.box_list(boxes) if isinstance(boxes, (list, tuple)) else _check.boxes(boxes)
     _check_normal.metric(metric, huber)
     size = _check_normal.targets(targets, axes)
     _check_normal.undifferentiated(images=images, boxes=boxes, targets=targets)
     if mode == "nearest":
         raise ValueError("mode='nearest' has no derivative by the box; choose another mode")
     convention: dict[str, Any] = {"box_format": box_format, "coords": coords, "align_corners": align_corners}
-    call = _prepare(
-        images,
-        boxes,
-        size,
-        batch_index,
+    options: dict[str, Any] = {
         **convention,
-        mode=mode,
-        antialias=antialias,
-        padding_mode=padding_mode,
-        fill=fill,
-        sigma=sigma,
-        impl=impl,
-    )
+        "mode": mode,
+        "antialias": antialias,
+        "padding_mode": padding_mode,
+        "fill": fill,
+        "sigma": sigma,
+        "impl": impl,
+    }
+    if ragged.is_list(images):
+
+        def along(leading: tuple[int, ...]) -> Tensor:
+            first = ragged.parts(images)[0]
+            shape = (*leading, first.shape[0], *size)
+            _check_normal.target_shape(targets, "images", first, shape)
+            return plain(targets).expand(shape)
+
+        options |= {"metric": metric, "huber": huber}
+        return _over_images(normal_equations, images, boxes, batch_index, options, along)
+    call = _prepare(images, boxes, size, batch_index, **options)
     rows, channels = call.boxes.shape[0], call.images.shape[1]
     _check_normal.target_shape(targets, "images", call.images, (*call.leading, channels, *size))
     wanted = plain(targets).to(sum_dtype(call.images.dtype)).expand(*call.leading, channels, *size)

@@ -44,13 +44,14 @@ def flattened(boxes: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Te
 
 
 def over_images(
-    function: Callable[[Tensor, Tensor], Any],
+    function: Callable[..., Any],
     images: Any,
     boxes: Any,
     batch_index: Any = None,
     *,
     axes: int = 2,
     tail: int = 1,
+    along: Callable[[tuple[int, ...]], Tensor] | None = None,
 ) -> Any:
     """What ``function`` makes of each image (C, *spatial) of a list and its boxes (K_b, ...), as one tensor.
 
@@ -62,6 +63,8 @@ def over_images(
         batch_index: (R,) integers.
         axes: the number of spatial axes.
         tail: how many dimensions one box has.
+        along: of the leading shape of the result makes a tensor that begins with it. Its rows go to ``function`` as a
+            third argument, with the boxes that they belong to.
 
     Returns:
         The tensor, or the tuple of them, with the leading dimensions of `diffcrop.crop`'s table.
@@ -69,7 +72,12 @@ def over_images(
     """
     tensors = _check_crop.image_list(parts(images), axes)
     rows = _rows(parts(boxes), batch_index, tensors, tail)
-    results = [function(image, mine) for image, mine in zip(tensors, rows.boxes, strict=True)]
+    given = [tensors, rows.boxes]
+    if along is not None:
+        beside = along(rows.leading).flatten(0, len(rows.leading) - 1)
+        beside = beside if rows.order is None else beside[rows.order]
+        given.append(beside.split([len(mine) for mine in rows.boxes]))
+    results = [function(*each) for each in zip(*given, strict=True)]
     with full_precision(tensors[0]):
         if isinstance(results[0], tuple):
             made = [_joined(each, rows) for each in zip(*results, strict=True)]

@@ -13,9 +13,11 @@ from diffcrop import _bounding, _boxes, _check, _check_crop, _check_roi, _ops
 from diffcrop._context import full_precision, in_transform, plain
 from diffcrop._options import Options
 
+from . import ragged
+
 
 def roi_align(
-    input: Tensor,  # noqa: A002  (torchvision's name)
+    input: Tensor | Sequence[Tensor],  # noqa: A002  (torchvision's name)
     boxes: Tensor | Sequence[Tensor],
     output_size: int | Sequence[int],
     spatial_scale: float = 1.0,
@@ -45,7 +47,8 @@ def roi_align(
     tensor([[0., 1., 6., 1., 6.]])
 
     Args:
-        input: (B, C, H, W), any dtype of `diffcrop.crop`; or volumes (B, C, D, H, W).
+        input: (B, C, H, W), any dtype of `diffcrop.crop`; or volumes (B, C, D, H, W). Or a list of B feature maps
+            (C, H_b, W_b) of different sizes, all of the same ``spatial_scale``.
         boxes: (K, 5), rows (index, x0, y0, x1, y1) with the index of an image, 0..B-1; or a list of B tensors
             (K_b, 4), as in torchvision. For volumes (K, 7), rows (index, x0, y0, z0, x1, y1, z1), or a list of
             (K_b, 6). In pixels of the image that ``spatial_scale`` refers to, of any dtype (below float32 they are
@@ -81,9 +84,14 @@ def roi_align(
     "Acquisition of localization confidence for accurate object detection" for ``"exact"``.
 
     """
-    input, boxes = _bounding.bare(input), _corners(boxes)  # noqa: A001
-    axes = _check_roi.image(input)
-    count = input.shape[0]
+    boxes = _corners(ragged.parts(boxes))
+    if ragged.is_list(input):
+        more: dict[str, Any] = {"mode": mode, "impl": impl}
+        given = (output_size, spatial_scale, sampling_ratio, aligned)
+        return _over_images(lambda one, mine: roi_align(one[None], [mine], *given, **more), input, boxes)
+    maps = _bounding.bare(input)
+    axes = _check_roi.image(maps)
+    count = maps.shape[0]
     _check_roi.boxes(boxes, axes, count)
     size = _check.size(output_size, axes, "output_size")
     scale = _check_roi.spatial_scale(spatial_scale)
@@ -91,18 +99,18 @@ def roi_align(
     _check_roi.aligned(aligned)
     _check_roi.mode(mode, ratio)
     if impl is not None:
-        _check_roi.impl(impl, input, axes, _ops.implementations())
-    corners, index = _rows(boxes, axes, count, input.device)
-    _check_crop.same_device(input, corners, index)
+        _check_roi.impl(impl, maps, axes, _ops.implementations())
+    corners, index = _rows(boxes, axes, count, maps.device)
+    _check_crop.same_device(maps, corners, index)
 
     options = _OPTIONS[mode]._replace(parameter=float(ratio)) if ratio else _OPTIONS[mode]
     with full_precision(corners):
         corners = _pixel(corners, axes, scale, aligned, mode)
-    impl = _ops.choose(impl, input, axes, options.mode)
-    if impl == "cpu" and _better_side_by_side(input, corners.shape[0], size):
-        result = _ops.crop(input.contiguous(memory_format=torch.channels_last), corners, index, size, options, impl)
+    impl = _ops.choose(impl, maps, axes, options.mode)
+    if impl == "cpu" and _better_side_by_side(maps, corners.shape[0], size):
+        result = _ops.crop(maps.contiguous(memory_format=torch.channels_last), corners, index, size, options, impl)
         return result.contiguous()
-    return _ops.crop(input, corners, index, size, options, impl)
+    return _ops.crop(maps, corners, index, size, options, impl)
 
 
 _LEAST_CHANNELS = 16
@@ -110,6 +118,17 @@ _OPTIONS = {
     "sample": Options(mode="samples", padding_mode="roi", parameter=0.0),
     "exact": Options(mode="integral", padding_mode="zeros", parameter=0.0),
 }
+
+
+def _over_images(function: Any, images: Any, boxes: Any) -> Tensor:
+    """A function of one feature map and its boxes, for maps of different sizes."""
+    maps = [_bounding.bare(one) for one in ragged.parts(images)]
+    axes = _check_roi.image_list(maps)
+    _check_roi.boxes(boxes, axes, len(maps))
+    if isinstance(boxes, (list, tuple)):
+        return ragged.over_images(function, maps, boxes, axes=axes)
+    boxes = plain(boxes)
+    return ragged.over_images(function, maps, boxes[:, 1:], _known(boxes, len(maps)), axes=axes)
 
 
 def _corners(boxes: Any) -> Any:
@@ -152,10 +171,15 @@ def _rows(boxes: Any, axes: int, count: int, device: torch.device) -> tuple[Tens
         owners = [torch.full((len(t),), b, dtype=torch.int64, device=t.device) for b, t in enumerate(boxes)]
         return torch.cat([plain(t) for t in boxes]), torch.cat(owners)
     boxes = plain(boxes)
+    return boxes[:, 1:], _known(boxes, count)
+
+
+def _known(boxes: Tensor, count: int) -> Tensor:
+    """The image of each row (index, ...), -1 where that is none."""
     column = boxes[:, 0].detach()
     _check_roi.indices(column, count)
     known = (column >= 0) & (column < count)  # not of NaN
-    return boxes[:, 1:], torch.where(known, column, -1).to(torch.int64)
+    return torch.where(known, column, -1).to(torch.int64)
 
 
 def _pixel(corners: Tensor, axes: int, scale: float, aligned: bool, mode: str) -> Tensor:
