@@ -605,6 +605,10 @@ What raises, and what to do instead:
 `torch.func.functionalize`, forward mode over forward mode and transforms under the compiler run through the reference
 whatever `impl` says, as PyTorch has no rule for operators with derivatives of their own there: right, and as slow as
 plain PyTorch.
+
+`torchvision.tv_tensors.BoundingBoxes` and whatever else says its own format break graphs of `torch.compile`, so that
+`fullgraph=True` refuses them: the compiler has no rule for taking such a class off (`as_subclass`). Pass
+`boxes.as_subclass(torch.Tensor)` and `box_format` into what is compiled.
 """
 
 

@@ -144,7 +144,7 @@ def tangent(
     def function(b: Tensor) -> Tensor:
         return crop(images, b, index, size, options)
 
-    if torch.is_inference_mode_enabled() and not (in_transform() or torch.compiler.is_compiling()):
+    if not (torch.compiler.is_compiling() or in_transform()) and torch.is_inference_mode_enabled():
         # No graph can be had there, and none of its tensors may enter one.
         with torch.inference_mode(False):
             owner = None if index is None else index.clone()

@@ -125,7 +125,7 @@ def tangent(
     d_matrices: Tensor,
 ) -> Tensor:
     """The derivative of the warp in the direction ``d_matrices``; differentiable in all its tensors."""
-    if torch.is_inference_mode_enabled() and is_concrete(images, matrices):
+    if is_concrete(images, matrices) and torch.is_inference_mode_enabled():
         # No graph can be had there, and none of its tensors may enter one.
         with torch.inference_mode(False):
             owner, counts = (None if t is None else t.clone() for t in (index, samples))
