@@ -2,6 +2,7 @@
 
 #include "nearest.h"
 #include "operators.h"
+#include "signal_calls.h"
 #include "volume_calls.h"
 
 namespace {
@@ -287,6 +288,8 @@ Tensor crop(const Tensor& images, const Tensor& boxes_tensor, const OptionalTens
   else if (options.mode == Mode::nearest)
     dispatch_any(images.scalar_type(),
                  [&]<class T>() { nearest_typed<T>(images, boxes, as_image(size), options, fill, out); });
+  else if (boxes.axes() == 1)
+    crop_signals(images, boxes, size, options, fill, out);
   else
     dispatch(images.scalar_type(),
              [&]<class T>() { crop_typed<T>(images, boxes, as_image(size), options, fill, out); });
@@ -347,6 +350,8 @@ Tensor crop_grad_boxes(const Tensor& grad, const Tensor& images, const Tensor& b
   const Tensor out = allocate({boxes.size(), 2 * boxes.axes()}, boxes_tensor.scalar_type(), boxes_tensor, false);
   if (boxes.axes() == 3)
     grad_boxes_of_volumes(grad, images, boxes, options, fill, out);
+  else if (boxes.axes() == 1)
+    grad_boxes_of_signals(grad, images, boxes, options, fill, out);
   else
     dispatch(images.scalar_type(), [&]<class T>() { grad_boxes_typed<T>(grad, images, boxes, options, fill, out); });
   return out;
@@ -365,6 +370,10 @@ Tensor crop_grad_images(const Tensor& grad, const Tensor& boxes_tensor, const Op
   if (image_shape[0] == 0 || image_shape[1] == 0) return out;
   if (boxes.axes() == 3) {
     grad_volumes(grad, boxes, options, out);
+    return out;
+  }
+  if (boxes.axes() == 1) {
+    grad_signals(grad, boxes, options, out);
     return out;
   }
   dispatch(grad.scalar_type(), [&]<class G>() {

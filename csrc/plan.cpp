@@ -203,23 +203,26 @@ struct Sampling {
   double reduction, slope;
 };
 
-Sampling sample(double lo, double hi, int64_t n, bool align_corners, std::vector<double>& center,
-                std::vector<double>& fraction) {
-  const double extent = hi - lo, length = std::abs(extent), count = static_cast<double>(n);
-  const double steps = !align_corners ? count : n == 1 ? 1 : count - 1;
-  center.resize(n), fraction.resize(n);
-  for (int64_t i = 0; i < n; ++i) {
-    const double j = static_cast<double>(i);
-    if (!align_corners) {
-      center[i] = lo + (j + 0.5) * (extent / count) - 0.5;
-      fraction[i] = (j + 0.5) / count;
-    } else if (n == 1) {
-      center[i] = lo + 0.5 * extent;
-      fraction[i] = 0.5;
-    } else {
-      center[i] = lo + j * (extent / steps);
-      fraction[i] = j / steps;
-    }
+// Appends their fractions where they are asked for.
+Sampling sample(double lo, double hi, const Outputs& outputs, bool align_corners, std::vector<double>& centers,
+                std::vector<double>* fractions) {
+  const double extent = hi - lo, length = std::abs(extent), count = static_cast<double>(outputs.all);
+  const double steps = !align_corners ? count : outputs.all == 1 ? 1 : count - 1;
+  // Position j is lo + (j + shift) step - back: in variables of their own, as a store could change others for all that
+  // the compiler knows.
+  const double shift = align_corners && outputs.all > 1 ? 0 : 0.5, step = extent / steps,
+               back = align_corners ? 0 : 0.5;
+  const int64_t n = outputs.count();
+  const auto begin = static_cast<double>(outputs.begin);
+  centers.resize(n);
+  double* const center = centers.data();
+  for (int64_t i = 0; i < n; ++i)
+    center[i] = lo + (begin + static_cast<double>(static_cast<int32_t>(i)) + shift) * step - back;
+  if (fractions != nullptr) {
+    fractions->resize(n);
+    double* const fraction = fractions->data();
+    for (int64_t i = 0; i < n; ++i)
+      fraction[i] = (begin + static_cast<double>(static_cast<int32_t>(i)) + shift) / steps;
   }
   return {length / steps, (extent < 0 ? -1 : 1) / steps};
 }
@@ -349,15 +352,16 @@ int64_t nearest_pixel(double c, int64_t pixels, const Options& options) {
 }  // namespace
 
 template <class A>
-void plan_axis(AxisPlan<A>& plan, double lo, double hi, int64_t outputs, int64_t pixels, const Options& options,
+void plan_axis(AxisPlan<A>& plan, double lo, double hi, const Outputs& outputs, int64_t pixels, const Options& options,
                bool derivatives) {
   static thread_local std::vector<double> center;
-  const Sampling sampling = sample(lo, hi, outputs, options.align_corners, center, plan.fraction);
+  const Sampling sampling =
+      sample(lo, hi, outputs, options.align_corners, center, derivatives ? &plan.fraction : nullptr);
   const bool bins = options.mode == Mode::samples || options.mode == Mode::integral;
   const bool widening = bins || (options.antialias && options.mode != Mode::nearest && sampling.reduction > 1 + kSlack);
   const double width = widening ? sampling.reduction : 1;
   plan.width_slope = widening ? sampling.slope : 0;
-  Builder<A> builder(plan, outputs, pixels, derivatives, widening);
+  Builder<A> builder(plan, outputs.count(), pixels, derivatives, widening);
   Folded folded;
   if (bins) {
     const double count = samples_of(hi - lo, width, options.parameter), end = static_cast<double>(pixels);
@@ -385,13 +389,65 @@ void plan_axis(AxisPlan<A>& plan, double lo, double hi, int64_t outputs, int64_t
         const Axis axis(f, options, pixels);
         while (true) {
           if (options.mode == Mode::bilinear && !widening) builder.append_pairs(center);
-          if (builder.output() == outputs) break;
+          if (builder.output() == outputs.count()) break;
           axis.weights(center[builder.output()], width, folded);
           builder.append(folded);
         }
       },
       filter);
   builder.finish();
+}
+
+template <class A>
+bool plan_pairs(PairPlan<A>& plan, double lo, double hi, const Outputs& outputs, int64_t pixels, const Options& options,
+                bool derivatives) {
+  static thread_local std::vector<double> centers;
+  // Pixels in 32 bits, and one more that is not there.
+  if (options.mode != Mode::bilinear || pixels < 2 || pixels >= (int64_t{1} << 30)) return false;
+  const Sampling sampling =
+      sample(lo, hi, outputs, options.align_corners, centers, derivatives ? &plan.fraction : nullptr);
+  if (options.antialias && sampling.reduction > 1 + kSlack) return false;
+  const int64_t n = outputs.count(), padded = (n + plan.kPadded - 1) / plan.kPadded * plan.kPadded;
+  plan.outputs = n;
+  plan.start.resize(padded), plan.left.resize(padded), plan.right.resize(padded), plan.share.resize(padded);
+  int32_t* const start = plan.start.data();
+  A *const left = plan.left.data(), *const right = plan.right.data(), *const share = plan.share.data();
+  const double* const center = centers.data();
+  // Those outside are found here, and weighted below.
+  const double far = static_cast<double>(pixels) + 2, end = static_cast<double>(pixels - 1);
+  int32_t outside = 0;
+  for (int64_t j = 0; j < n; ++j) {
+    constexpr double whole = 0x1.8p52;
+    const double c = std::min(std::max(center[j], -3.0), far), near = snapped(c, 1), nearest = (near + whole) - whole;
+    const double k = nearest - (nearest > near ? 1.0 : 0.0), one = 1 + (k - c), other = 1 - (k + 1 - c);
+    start[j] = static_cast<int32_t>(k);
+    left[j] = static_cast<A>(derivatives ? -1 : one), right[j] = static_cast<A>(derivatives ? 1 : other);
+    share[j] = static_cast<A>(derivatives ? 0 : one + other);
+    outside |= (k >= 0 ? 0 : 1) | (k < end ? 0 : 1);
+  }
+  if (outside != 0) {
+    const Polynomial triangle = Polynomial::triangle();
+    const Axis axis(triangle, options, pixels);
+    Folded folded;
+    for (int64_t j = 0; j < n; ++j) {
+      if (start[j] >= 0 && start[j] < pixels - 1) continue;
+      axis.weights(center[j], 1, folded);
+      const auto of = [&](size_t t) { return derivatives ? folded.taps[t].by_center : folded.taps[t].value; };
+      size_t first = 0, last = folded.taps.size();
+      while (first < last && of(first) == 0) ++first;
+      while (first < last && of(last - 1) == 0) --last;
+      const size_t count = last - first;
+      int64_t at = count > 0 ? (folded.start + static_cast<int64_t>(first)) % pixels : 0;
+      if (count > 2 || (count == 2 && at == pixels - 1)) return false;
+      double weight[2] = {count > 0 ? of(first) : 0, count > 1 ? of(first + 1) : 0};
+      if (at == pixels - 1) --at, std::swap(weight[0], weight[1]);
+      start[j] = static_cast<int32_t>(at);
+      left[j] = static_cast<A>(weight[0]), right[j] = static_cast<A>(weight[1]);
+      share[j] = static_cast<A>(weight[0] + weight[1]);
+    }
+  }
+  for (int64_t j = n; j < padded; ++j) start[j] = n > 0 ? start[n - 1] : 0, left[j] = right[j] = share[j] = 0;
+  return true;
 }
 
 template <class A>
@@ -445,8 +501,10 @@ void transpose(Band<A>& result, const Band<A>& band) {
   result.first = 0, result.last = band.outputs;
 }
 
-template void plan_axis(AxisPlan<float>&, double, double, int64_t, int64_t, const Options&, bool);
-template void plan_axis(AxisPlan<double>&, double, double, int64_t, int64_t, const Options&, bool);
+template void plan_axis(AxisPlan<float>&, double, double, const Outputs&, int64_t, const Options&, bool);
+template void plan_axis(AxisPlan<double>&, double, double, const Outputs&, int64_t, const Options&, bool);
+template bool plan_pairs(PairPlan<float>&, double, double, const Outputs&, int64_t, const Options&, bool);
+template bool plan_pairs(PairPlan<double>&, double, double, const Outputs&, int64_t, const Options&, bool);
 template void plan_unit(AxisPlan<float>&, bool);
 template void plan_unit(AxisPlan<double>&, bool);
 template void transpose(Band<float>&, const Band<float>&);

@@ -55,11 +55,36 @@ struct AxisPlan : Band<A> {
   }
 };
 
+// The outputs [begin, end) of so many.
+struct Outputs {
+  int64_t all, begin, end;
+  Outputs(int64_t all) : all(all), begin(0), end(all) {}
+  Outputs(int64_t all, int64_t begin, int64_t end) : all(all), begin(begin), end(end) {}
+  int64_t count() const { return end - begin; }
+};
+
 // Plans are filled in place, so that their memory serves again. lo and hi are finite. With `derivatives` the taps are
 // those of which the weight or a derivative is not zero.
 template <class A>
-void plan_axis(AxisPlan<A>& plan, double lo, double hi, int64_t outputs, int64_t pixels, const Options& options,
+void plan_axis(AxisPlan<A>& plan, double lo, double hi, const Outputs& outputs, int64_t pixels, const Options& options,
                bool derivatives);
+
+// Outputs that read two neighbouring pixels each, start[j] with the weight left[j] and the one behind it with right[j];
+// those with the weight 0 are not read. Or the derivatives of these weights by the position. The arrays go on up to a
+// multiple of kPadded, as if the last start came again, with weights of 0.
+template <class A>
+struct PairPlan {
+  static constexpr int64_t kPadded = 16;
+  int64_t outputs = 0;
+  std::vector<int32_t> start;
+  std::vector<A> left, right, share;  // share: left + right
+  std::vector<double> fraction;       // as in AxisPlan, where derivatives are asked for
+};
+
+// Whether the outputs can be read so; if not, the plan is not to be used.
+template <class A>
+bool plan_pairs(PairPlan<A>& plan, double lo, double hi, const Outputs& outputs, int64_t pixels, const Options& options,
+                bool derivatives);
 
 // The axis that a signal has beside its own: one output, which is the only pixel.
 template <class A>

@@ -1,0 +1,232 @@
+// The operations on crops of signals. Compiled once for every instruction set, as passes.h is.
+//
+//   crop       crop[j] = sum_t w[j, t] signal[start[j] + t]
+//   by signal  grad[start[j] + t] += w[j, t] g[j], output by output in their order
+//   by box     sum_j g[j] d crop[j] / d position_j, weighted for both ends; and so for the width
+//
+// `shift` is taken off every pixel that is read.
+
+#if DIFFCROP_LOOKUPS
+#include "vectors_signals.h"
+#endif
+
+namespace diffcrop::DIFFCROP_LEVEL {
+
+// --- from the signal -------------------------------------------------------------------------------------------------
+
+template <class T, class A>
+void gather_pairs(A* __restrict out, const T* __restrict row, const PairPlan<A>& pairs, A shift) {
+#if DIFFCROP_LOOKUPS
+  if constexpr (std::is_same_v<A, float>) return gather_pairs_lanes(out, row, pairs, shift);
+#endif
+  const int32_t* const __restrict start = pairs.start.data();
+  const A* const __restrict left = pairs.left.data(), * const __restrict right = pairs.right.data();
+  for (int64_t j = 0; j < pairs.outputs; ++j) {
+    const A a = left[j] * (load<A>(row[start[j]]) - shift), b = right[j] * (load<A>(row[start[j] + 1]) - shift);
+    const A first = left[j] != 0 ? a : A(0);
+    out[j] = right[j] == 0 ? first : left[j] != 0 ? first + b : b;
+  }
+}
+
+// In a fixed number of partial sums, whatever the vector width.
+template <class T, class A>
+DIFFCROP_INLINE A weigh_pixels(const A* __restrict weight, const T* __restrict from, int64_t count, A shift) {
+  constexpr int64_t parts = 8;
+  A total = 0;
+  int64_t t = 0;
+  if (count >= parts) {
+    A sum[parts] = {};
+    for (; t + parts <= count; t += parts)
+      for (int64_t i = 0; i < parts; ++i) sum[i] += weight[t + i] * (load<A>(from[t + i]) - shift);
+    total = ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
+  }
+  for (; t < count; ++t) total += weight[t] * (load<A>(from[t]) - shift);
+  return total;
+}
+
+template <class T, class A>
+void gather_runs(A* __restrict out, const T* __restrict row, const AxisPlan<A>& runs, Order order, A shift) {
+  const A* const weights = runs.weights(order).data();
+  if (!runs.place.empty()) {
+    for (int64_t j = 0; j < runs.outputs; ++j) {
+      A sum = 0;
+      for (int64_t t = runs.offset[j]; t < runs.offset[j] + runs.count[j]; ++t)
+        sum += weights[t] * (load<A>(row[runs.place[t]]) - shift);
+      out[j] = sum;
+    }
+    return;
+  }
+#if DIFFCROP_LOOKUPS
+  if constexpr (std::is_same_v<A, float>) return gather_runs_lanes(out, row, runs, weights, shift);
+#endif
+  for (int64_t j = 0; j < runs.outputs; ++j)
+    out[j] = weigh_pixels(weights + runs.offset[j], row + runs.start[j], runs.count[j], shift);
+}
+
+// The pixels [first, last) that a plan reads.
+template <class A>
+std::pair<int64_t, int64_t> reach_of(const SignalPlan<A>& plan) {
+  if (!plan.paired) return {plan.runs.first, plan.runs.last};
+  const auto [first, last] = std::minmax_element(plan.pairs.start.begin(), plan.pairs.start.end());
+  return {*first, *last + 2};
+}
+
+// Calls f(c, row) for all channels, row[k] pixel k, which is a copy where pixels are not next to each other.
+template <class T, class A, class F>
+void each_row(const SignalPlan<A>& plan, const Line<const T>& signal, int64_t c, int64_t c_end, Scratch<A>& scratch,
+              const F& f) {
+  if (signal.column == 1) {
+    for (; c < c_end; ++c) f(c, signal.at(c));
+    return;
+  }
+  const auto [first, last] = reach_of(plan);
+  A* const copy = scratch.take(last - first);
+  for (; c < c_end; ++c) {
+    read_row(copy, signal.at(c) + first * signal.column, last - first, signal.column, 1, 0);
+    f(c, static_cast<const A*>(copy) - first);
+  }
+}
+
+// The rows of outputs, fill + W (signal - fill); the fill is added as fill (1 - share), so that a crop inside the
+// signal does not round against it.
+template <class T, class O, class A>
+void crop_signal(const SignalPlan<A>& plan, const Line<const T>& signal, const Line<O>& out, int64_t c, int64_t c_end,
+                 const A* fill, Scratch<A>& scratch) {
+  scratch.clear();
+  const int64_t width = plan.outputs();
+  A* const line = scratch.take(width);
+  each_row(plan, signal, c, c_end, scratch, [&](int64_t channel, const auto* row) DIFFCROP_ALWAYS {
+    A* to = line;
+    if constexpr (std::is_same_v<O, A>)
+      if (out.column == 1) to = out.at(channel);
+    plan.paired ? gather_pairs(to, row, plan.pairs, A(0)) : gather_runs(to, row, plan.runs, kValue, A(0));
+    if (fill != nullptr) {
+      const A* const share = plan.paired ? plan.pairs.share.data() : plan.runs.share[kValue].data();
+      for (int64_t j = 0; j < width; ++j) to[j] += fill[channel] * (1 - share[j]);
+    }
+    if (to == line) write_row(out.at(channel), to, width, out.column, 1, 0);
+  });
+}
+
+// --- from the crop ---------------------------------------------------------------------------------------------------
+
+// A row of a gradient as numbers of the sums' type: itself, or a copy.
+template <class G, class A>
+const A* grad_row(const Line<const G>& grad, int64_t c, int64_t width, A* copy) {
+  if constexpr (std::is_same_v<G, A>)
+    if (grad.column == 1) return grad.at(c);
+  read_row(copy, grad.at(c), width, grad.column, 1, 0);
+  return copy;
+}
+
+template <class T, class G, class A>
+AxisSum box_signal(const SignalPlan<A>& plan, const Line<const T>& signal, const Line<const G>& grad, int64_t c,
+                   int64_t c_end, const A* fill, Scratch<A>& scratch) {
+  scratch.clear();
+  const int64_t width = plan.outputs();
+  A *const line = scratch.take(width), *const copy = scratch.take(width);
+  A* const totals[] = {scratch.take(width), scratch.take(width)};
+  const bool widens = !plan.paired && !plan.runs.by_width.empty();
+  std::fill_n(totals[0], width, A(0)), std::fill_n(totals[1], width, A(0));
+  const auto add = [&](A* __restrict total, const A* __restrict g, const A* __restrict slope) DIFFCROP_ALWAYS {
+    for (int64_t j = 0; j < width; ++j) total[j] += g[j] * slope[j];
+  };
+  each_row(plan, signal, c, c_end, scratch, [&](int64_t channel, const auto* row) DIFFCROP_ALWAYS {
+    const A shift = fill == nullptr ? A(0) : fill[channel];
+    const A* const g = grad_row(grad, channel, width, copy);
+    plan.paired ? gather_pairs(line, row, plan.pairs, shift) : gather_runs(line, row, plan.runs, kByCenter, shift);
+    add(totals[0], g, line);
+    if (!widens) return;
+    gather_runs(line, row, plan.runs, kByWidth, shift);
+    add(totals[1], g, line);
+  });
+  const double* const fraction = plan.paired ? plan.pairs.fraction.data() : plan.runs.fraction.data();
+  double lo[kLanes] = {}, hi[kLanes] = {}, by_width[kLanes] = {};
+  for (int64_t j = 0; j < width; j += kLanes)
+    for (int64_t lane = 0, count = std::min<int64_t>(kLanes, width - j); lane < count; ++lane) {
+      lo[lane] += (1 - fraction[j + lane]) * totals[0][j + lane];
+      hi[lane] += fraction[j + lane] * totals[0][j + lane];
+      by_width[lane] += totals[1][j + lane];
+    }
+  AxisSum sum;
+  const double slope = plan.paired ? 0 : plan.runs.width_slope;
+  for (int lane = 0; lane < kLanes; ++lane)
+    sum.lo += lo[lane] - slope * by_width[lane], sum.hi += hi[lane] + slope * by_width[lane];
+  return sum;
+}
+
+// Rows that outputs are added to in turns: what is added to a pixel has to wait for what was added to it before.
+constexpr int kTurns = 4;
+
+template <int count, class A>
+void scatter_pairs(A* const* rows, const A* const* g, const PairPlan<A>& pairs) {
+  const int32_t* const start = pairs.start.data();
+  const A *const left = pairs.left.data(), *const right = pairs.right.data();
+  for (int64_t j = 0; j < pairs.outputs; ++j) {
+    const int64_t k = start[j];
+    if (left[j] != 0)
+      for (int r = 0; r < count; ++r) rows[r][k] += left[j] * g[r][j];
+    if (right[j] != 0)
+      for (int r = 0; r < count; ++r) rows[r][k + 1] += right[j] * g[r][j];
+  }
+}
+
+template <int count, class A>
+void scatter_runs(A* const* rows, const A* const* g, const AxisPlan<A>& runs) {
+  for (int64_t j = 0; j < runs.outputs; ++j) {
+    const int64_t taps = runs.count[j];
+    const A* const weight = runs.weight.data() + runs.offset[j];
+    if (!runs.place.empty()) {
+      const int32_t* const place = runs.place.data() + runs.offset[j];
+      for (int r = 0; r < count; ++r)
+        for (int64_t t = 0; t < taps; ++t) rows[r][place[t]] += weight[t] * g[r][j];
+      continue;
+    }
+    for (int r = 0; r < count; ++r) {
+      A* const to = rows[r] + runs.start[j];
+#if DIFFCROP_LOOKUPS
+      if constexpr (std::is_same_v<A, float>) {
+        add_run_lanes(to, weight, g[r][j], taps);
+        continue;
+      }
+#endif
+      const A* const __restrict from = weight;
+      for (int64_t t = 0; t < taps; ++t) to[t] += from[t] * g[r][j];
+    }
+  }
+}
+
+template <class G, class A>
+void add_back(const SignalPlan<A>& plan, const Line<A>& sums, const Line<const G>& grad, int64_t c, int64_t c_end,
+              Scratch<A>& scratch) {
+  const auto mark = scratch.mark();
+  const int64_t width = plan.outputs();
+  A* copies[kTurns];
+  for (A*& copy : copies) copy = scratch.take(width);
+  while (c < c_end) {
+    const int64_t count = c + kTurns <= c_end ? kTurns : 1;
+    A* rows[kTurns];
+    const A* g[kTurns];
+    for (int64_t r = 0; r < count; ++r) rows[r] = sums.at(c + r), g[r] = grad_row(grad, c + r, width, copies[r]);
+    if (plan.paired)
+      count == 1 ? scatter_pairs<1>(rows, g, plan.pairs) : scatter_pairs<kTurns>(rows, g, plan.pairs);
+    else
+      count == 1 ? scatter_runs<1>(rows, g, plan.runs) : scatter_runs<kTurns>(rows, g, plan.runs);
+    c += count;
+  }
+  scratch.release(mark);
+}
+
+template <class T>
+SignalKernels<T> signal_kernels() {
+  using A = SumOf<T>;
+  using O = ResultOf<T>;
+  return {crop_signal<T, O, A>, box_signal<T, O, A>, add_back<O, A>};
+}
+template SignalKernels<double> signal_kernels();
+template SignalKernels<float> signal_kernels();
+template SignalKernels<Half> signal_kernels();
+template SignalKernels<BFloat16> signal_kernels();
+template SignalKernels<uint8_t> signal_kernels();
+
+}  // namespace diffcrop::DIFFCROP_LEVEL
