@@ -61,6 +61,20 @@ struct Folded {
   std::vector<Weight> taps;
 };
 
+// The taps of one output that are pixels in a row, their weights and derivatives side by side.
+struct Taps {
+  std::vector<double> value, by_center, by_width;
+};
+
+// Some partial sums, which do not wait for each other.
+double sum_of(const double* from, int64_t count) {
+  double a = 0, b = 0, c = 0, d = 0;
+  int64_t t = 0;
+  for (; t + 4 <= count; t += 4) a += from[t], b += from[t + 1], c += from[t + 2], d += from[t + 3];
+  for (; t < count; ++t) a += from[t];
+  return (a + c) + (b + d);
+}
+
 template <class F>
 class Axis {
  public:
@@ -84,6 +98,51 @@ class Axis {
     } else if (!filter_.normalized(w)) {
       normalize(out.taps, complete ? sum(out.taps) : filter_.sum(c, w, {}));
     }
+  }
+
+  // The same where all taps are pixels, as most outputs have them, whatever lies around the image. The first
+  // pixel and how many they are: none where it is not so.
+  template <bool derivatives>
+  std::pair<int64_t, int64_t> weights_inside(double c, double w, Taps& taps) const {
+    if (!(c >= 0 && c < std::min(pixels_, kFar))) return {};
+    const auto support = filter_.support(c, w);
+    if (!(support.first >= 0 && support.first + support.count <= pixels_ && support.count > 0)) return {};
+    const auto count = static_cast<int64_t>(support.count);
+    if (count > static_cast<int64_t>(taps.value.size()))
+      for (auto* const numbers : {&taps.value, &taps.by_center, &taps.by_width}) numbers->resize(2 * count);
+    double *const __restrict value = taps.value.data(), *const __restrict by_center = taps.by_center.data(),
+                             *const __restrict by_width = taps.by_width.data();
+    if constexpr (std::is_same_v<F, Area>) {
+      // Whole pixels between those that the edges lie in.
+      const double left = support.left.position - support.left.pixel;
+      const double right = support.right.position - support.right.pixel;
+      std::fill_n(value, count, 1.0);
+      value[0] -= left, value[count - 1] -= 1 - right;
+      if constexpr (derivatives) {
+        std::fill_n(by_center, count, 0.0), std::fill_n(by_width, count, 0.0);
+        by_center[0] -= 1, by_center[count - 1] += 1;
+        by_width[0] += 0.5, by_width[count - 1] += 0.5;
+      }
+    } else {
+      int64_t t = 0;
+      filter_.visit(support, c, w, support.first, support.first + support.count - 1, [&](double, const Weight& tap) {
+        value[t] = tap.value;
+        if constexpr (derivatives) by_center[t] = tap.by_center, by_width[t] = tap.by_width;
+        ++t;
+      });
+    }
+    if (!filter_.normalized(w)) {
+      const double scale = 1 / sum_of(value, count);
+      for (int64_t t = 0; t < count; ++t) value[t] *= scale;
+      if constexpr (derivatives) {
+        const double center = sum_of(by_center, count), width = sum_of(by_width, count);
+        for (int64_t t = 0; t < count; ++t) {
+          by_center[t] = (by_center[t] - value[t] * center) * scale;
+          by_width[t] = (by_width[t] - value[t] * width) * scale;
+        }
+      }
+    }
+    return {static_cast<int64_t>(support.first), count};
   }
 
  private:
@@ -284,6 +343,34 @@ class Builder {
     first_ = std::min(first_, start), last_ = std::max(last_, start + count);
   }
 
+  // An output of which all taps are pixels in a row: its weights add up to 1, and their derivatives to nothing.
+  void append_inside(int64_t start, int64_t count, const Taps& taps) {
+    const auto idle = [&](int64_t t) {
+      return taps.value[t] == 0 && !(derivatives_ && (taps.by_center[t] != 0 || (widening_ && taps.by_width[t] != 0)));
+    };
+    int64_t begin = 0;
+    while (begin < count && idle(begin)) ++begin;
+    while (begin < count && idle(count - 1)) --count;
+    start += begin, count -= begin;
+    if (used_ + count > static_cast<int64_t>(plan_.weight.size())) resize(2 * (used_ + count));
+    plan_.start[output_] = static_cast<int32_t>(start);
+    plan_.count[output_] = static_cast<int32_t>(count);
+    plan_.offset[output_] = used_;
+    const auto put = [&](std::vector<A>& to, const std::vector<double>& from) {
+      A* const __restrict out = to.data() + used_;
+      const double* const __restrict in = from.data() + begin;
+      for (int64_t t = 0; t < count; ++t) out[t] = static_cast<A>(in[t]);
+    };
+    put(plan_.weight, taps.value);
+    plan_.share[kValue][output_] = 1;
+    if (derivatives_) put(plan_.by_center, taps.by_center);
+    if (widening_) put(plan_.by_width, taps.by_width);
+    used_ += count, ++output_;
+    plan_.most = std::max(plan_.most, static_cast<int32_t>(count));
+    if (count == 0) return;
+    first_ = std::min(first_, start), last_ = std::max(last_, start + count);
+  }
+
   // Appends the next outputs as long as they read what most do with the most used filter: two pixels of the image,
   // weighted by a triangle of width 1.
   void append_pairs(const std::vector<double>& center) {
@@ -355,6 +442,7 @@ template <class A>
 void plan_axis(AxisPlan<A>& plan, double lo, double hi, const Outputs& outputs, int64_t pixels, const Options& options,
                bool derivatives) {
   static thread_local std::vector<double> center;
+  static thread_local Taps taps;
   const Sampling sampling =
       sample(lo, hi, outputs, options.align_corners, center, derivatives ? &plan.fraction : nullptr);
   const bool bins = options.mode == Mode::samples || options.mode == Mode::integral;
@@ -390,7 +478,14 @@ void plan_axis(AxisPlan<A>& plan, double lo, double hi, const Outputs& outputs, 
         while (true) {
           if (options.mode == Mode::bilinear && !widening) builder.append_pairs(center);
           if (builder.output() == outputs.count()) break;
-          axis.weights(center[builder.output()], width, folded);
+          const double c = center[builder.output()];
+          const auto [start, count] = derivatives ? axis.template weights_inside<true>(c, width, taps)
+                                                  : axis.template weights_inside<false>(c, width, taps);
+          if (count > 0) {
+            builder.append_inside(start, count, taps);
+            continue;
+          }
+          axis.weights(c, width, folded);
           builder.append(folded);
         }
       },
