@@ -5,6 +5,9 @@
 namespace diffcrop {
 namespace {
 
+// What plans are for: values, derivatives by the box, or products with the transposed matrix.
+enum class Purpose : int8_t { value, slope, back };
+
 template <class T>
 SignalKernels<T> signal_kernels_of() {
   switch (level()) {
@@ -29,13 +32,17 @@ Line<T> line_of(const Tensor& tensor, T* data, int64_t i, int64_t j = 0) {
 template <class A>
 class Planner {
  public:
-  Planner(const Boxes& boxes, int64_t images, int64_t outputs, int64_t pixels, const Options& options, bool derivatives)
+  // For rows of so many channels.
+  Planner(const Boxes& boxes, int64_t images, int64_t channels, int64_t outputs, int64_t pixels, const Options& options,
+          Purpose purpose)
       : boxes_(boxes),
         images_(images),
         outputs_(outputs),
         pixels_(pixels),
         options_(options),
-        derivatives_(derivatives) {}
+        purpose_(purpose),
+        lays_out_(std::is_same_v<A, float> && level() == Level::avx512 && channels >= kRowsToLayOut),
+        transposes_(lays_out_ && channels >= kRowsToTranspose) {}
 
   // Whether a box is finite and names a signal.
   bool valid(int64_t r) const { return boxes_.is_sound(r) && boxes_.image(r) >= 0 && boxes_.image(r) < images_; }
@@ -45,8 +52,21 @@ class Planner {
     SignalPlan<A>& plan = of_thread();
     const double lo = boxes_.at(r, 0), hi = boxes_.at(r, 1);
     const Outputs outputs(outputs_, begin, end);
-    plan.paired = plan_pairs<A>(plan.pairs, lo, hi, outputs, pixels_, options_, derivatives_);
-    if (!plan.paired) plan_axis<A>(plan.runs, lo, hi, outputs, pixels_, options_, derivatives_);
+    const bool derivatives = purpose_ == Purpose::slope, back = purpose_ == Purpose::back;
+    const bool dense = back && std::abs(hi - lo) <= kDenseReduction * static_cast<double>(outputs_);
+    plan.laid = plan.laid_back = false;
+    plan.paired = !(dense && transposes_) && plan_pairs<A>(plan.pairs, lo, hi, outputs, pixels_, options_, derivatives);
+    if (plan.paired) return plan;
+    plan_axis<A>(plan.runs, lo, hi, outputs, pixels_, options_, derivatives);
+    if (!lays_out_ || !plan.runs.place.empty()) return plan;
+    plan.laid = !back && plan.runs.most <= kShortRun;
+    plan.laid_back = dense;
+    if (plan.laid)
+      make_operator<A>(plan.across, plan.runs, 1, {&plan.runs.weight, &plan.runs.by_center, &plan.runs.by_width}, true);
+    if (plan.laid_back) {
+      transpose<A>(plan.transposed, plan.runs);
+      make_operator<A>(plan.back, plan.transposed, 1, {&plan.transposed.weight}, true);
+    }
     return plan;
   }
 
@@ -65,7 +85,8 @@ class Planner {
   const Boxes& boxes_;
   int64_t images_, outputs_, pixels_;
   const Options& options_;
-  bool derivatives_;
+  Purpose purpose_;
+  bool lays_out_, transposes_;
 };
 
 // The outputs of each crop, cut into tiles and these into some channels each, by sizes alone.
@@ -117,7 +138,7 @@ void crop_typed(const Tensor& signals, const Boxes& boxes, const Sizes& size, co
   const auto* const source = data_of<const T>(signals);
   auto* const target = data_of<O>(out);
   const std::vector<A> fill = fill_of<A>(fills, channels);
-  const Planner<A> planner(boxes, signals.size(0), size[0], signals.size(2), options, false);
+  const Planner<A> planner(boxes, signals.size(0), channels, size[0], signals.size(2), options, Purpose::value);
   Tiles(channels, size[0])
       .share<A>(boxes.size(), planner, 4,
                 [&](int64_t r, const SignalPlan<A>* plan, int64_t begin, int64_t end, int64_t c, int64_t c_end, int64_t,
@@ -142,7 +163,7 @@ void grad_boxes_typed(const Tensor& grad, const Tensor& signals, const Boxes& bo
   const auto* const source = data_of<const T>(signals);
   const auto* const cotangent = data_of<const G>(grad);
   const std::vector<A> fill = fill_of<A>(fills, channels);
-  const Planner<A> planner(boxes, signals.size(0), grad.size(2), signals.size(2), options, true);
+  const Planner<A> planner(boxes, signals.size(0), channels, grad.size(2), signals.size(2), options, Purpose::slope);
   const Tiles tiles(channels, grad.size(2));
   std::vector<AxisSum> parts(boxes.size() * tiles.each());
   tiles.share<A>(boxes.size(), planner, 8,
@@ -168,7 +189,7 @@ void grad_typed(const Tensor& grad, const Boxes& boxes, const Options& options, 
   const int64_t count = out.size(0), channels = out.size(1), pixels = out.size(2), outputs = grad.size(2);
   const auto* const cotangent = data_of<const G>(grad);
   auto* const target = data_of<G>(out);
-  const Planner<A> planner(boxes, count, outputs, pixels, options, false);
+  const Planner<A> planner(boxes, count, channels, outputs, pixels, options, Purpose::back);
   std::vector<std::vector<int64_t>> readers(count);
   for (int64_t r = 0; r < boxes.size(); ++r)
     if (planner.valid(r)) readers[boxes.image(r)].push_back(r);

@@ -87,6 +87,25 @@ void each_row(const SignalPlan<A>& plan, const Line<const T>& signal, int64_t c,
   }
 }
 
+// Calls f(c, count, rows) for batches of channels, rows[r] less the fill from pixel plan.runs.first on, as the passes
+// over rows want them.
+template <class T, class A, class F>
+void each_batch(const SignalPlan<A>& plan, const Line<const T>& signal, int64_t c, int64_t c_end, const A* fill,
+                Scratch<A>& scratch, const F& f) {
+  const int64_t first = plan.runs.first, columns = plan.runs.last - first;
+  A* rows[kBatch];
+  for (A*& row : rows) row = scratch.take(columns + kOverread);
+  for (; c < c_end; c += kBatch) {
+    const int64_t count = std::min<int64_t>(c_end - c, kBatch);
+    for (int64_t r = 0; r < count; ++r) {
+      read_row(rows[r], signal.at(c + r) + first * signal.column, columns, signal.column, 1, 0);
+      if (fill != nullptr)
+        for (int64_t x = 0; x < columns; ++x) rows[r][x] -= fill[c + r];
+    }
+    f(c, count, rows);
+  }
+}
+
 // The rows of outputs, fill + W (signal - fill); the fill is added as fill (1 - share), so that a crop inside the
 // signal does not round against it.
 template <class T, class O, class A>
@@ -94,17 +113,34 @@ void crop_signal(const SignalPlan<A>& plan, const Line<const T>& signal, const L
                  const A* fill, Scratch<A>& scratch) {
   scratch.clear();
   const int64_t width = plan.outputs();
-  A* const line = scratch.take(width);
-  each_row(plan, signal, c, c_end, scratch, [&](int64_t channel, const auto* row) DIFFCROP_ALWAYS {
-    A* to = line;
+  A* lines[kBatch];
+  for (A*& line : lines) line = scratch.take(width);
+  // Where a row is put first, and what is left to be done with it there.
+  const auto place = [&](int64_t channel, A* line) DIFFCROP_ALWAYS {
     if constexpr (std::is_same_v<O, A>)
-      if (out.column == 1) to = out.at(channel);
-    plan.paired ? gather_pairs(to, row, plan.pairs, A(0)) : gather_runs(to, row, plan.runs, kValue, A(0));
+      if (out.column == 1) return out.at(channel);
+    return line;
+  };
+  const auto finish = [&](int64_t channel, A* row, const A* line) DIFFCROP_ALWAYS {
     if (fill != nullptr) {
       const A* const share = plan.paired ? plan.pairs.share.data() : plan.runs.share[kValue].data();
-      for (int64_t j = 0; j < width; ++j) to[j] += fill[channel] * (1 - share[j]);
+      for (int64_t j = 0; j < width; ++j) row[j] += fill[channel] * (1 - share[j]);
     }
-    if (to == line) write_row(out.at(channel), to, width, out.column, 1, 0);
+    if (row == line) write_row(out.at(channel), row, width, out.column, 1, 0);
+  };
+  if (plan.laid) {
+    const auto all = [&](int64_t channel, int64_t count, const A* const* rows) DIFFCROP_ALWAYS {
+      A* outs[kBatch];
+      for (int64_t r = 0; r < count; ++r) outs[r] = place(channel + r, lines[r]);
+      gather<false>(count, outs, rows, plan.across, kValue);
+      for (int64_t r = 0; r < count; ++r) finish(channel + r, outs[r], lines[r]);
+    };
+    return each_batch<T, A>(plan, signal, c, c_end, nullptr, scratch, all);
+  }
+  each_row(plan, signal, c, c_end, scratch, [&](int64_t channel, const auto* row) DIFFCROP_ALWAYS {
+    A* const to = place(channel, lines[0]);
+    plan.paired ? gather_pairs(to, row, plan.pairs, A(0)) : gather_runs(to, row, plan.runs, kValue, A(0));
+    finish(channel, to, lines[0]);
   });
 }
 
@@ -124,16 +160,22 @@ AxisSum box_signal(const SignalPlan<A>& plan, const Line<const T>& signal, const
                    int64_t c_end, const A* fill, Scratch<A>& scratch) {
   scratch.clear();
   const int64_t width = plan.outputs();
-  A *const line = scratch.take(width), *const copy = scratch.take(width);
-  A* const totals[] = {scratch.take(width), scratch.take(width)};
+  A *const line = scratch.take(width), *copies[kBatch];
+  for (A*& copy : copies) copy = scratch.take(width + kLanes);
+  A* const totals[2] = {scratch.take(width + kLanes), scratch.take(width + kLanes)};
+  for (A* const total : totals) std::fill_n(total, width + kLanes, A(0));
   const bool widens = !plan.paired && !plan.runs.by_width.empty();
-  std::fill_n(totals[0], width, A(0)), std::fill_n(totals[1], width, A(0));
   const auto add = [&](A* __restrict total, const A* __restrict g, const A* __restrict slope) DIFFCROP_ALWAYS {
     for (int64_t j = 0; j < width; ++j) total[j] += g[j] * slope[j];
   };
-  each_row(plan, signal, c, c_end, scratch, [&](int64_t channel, const auto* row) DIFFCROP_ALWAYS {
+  const auto all = [&](int64_t channel, int64_t count, const A* const* rows) DIFFCROP_ALWAYS {
+    for (int64_t r = 0; r < count; ++r) read_row(copies[r], grad.at(channel + r), width, grad.column, 1, 0);
+    add_products(widens ? 2 : 1, count, totals, copies, rows, plan.across, line);
+  };
+  if (plan.laid) each_batch<T, A>(plan, signal, c, c_end, fill, scratch, all);
+  each_row(plan, signal, plan.laid ? c_end : c, c_end, scratch, [&](int64_t channel, const auto* row) DIFFCROP_ALWAYS {
     const A shift = fill == nullptr ? A(0) : fill[channel];
-    const A* const g = grad_row(grad, channel, width, copy);
+    const A* const g = grad_row(grad, channel, width, copies[0]);
     plan.paired ? gather_pairs(line, row, plan.pairs, shift) : gather_runs(line, row, plan.runs, kByCenter, shift);
     add(totals[0], g, line);
     if (!widens) return;
@@ -156,7 +198,7 @@ AxisSum box_signal(const SignalPlan<A>& plan, const Line<const T>& signal, const
 }
 
 // Rows that outputs are added to in turns: what is added to a pixel has to wait for what was added to it before.
-constexpr int kTurns = 4;
+constexpr int kTurns = kBatch;
 
 template <int count, class A>
 void scatter_pairs(A* const* rows, const A* const* g, const PairPlan<A>& pairs) {
@@ -202,7 +244,17 @@ void add_back(const SignalPlan<A>& plan, const Line<A>& sums, const Line<const G
   const auto mark = scratch.mark();
   const int64_t width = plan.outputs();
   A* copies[kTurns];
-  for (A*& copy : copies) copy = scratch.take(width);
+  for (A*& copy : copies) copy = scratch.take(width + kOverread);
+  while (plan.laid_back && c < c_end) {
+    const int64_t count = std::min<int64_t>(c_end - c, kBatch);
+    A* outs[kBatch];
+    for (int64_t r = 0; r < count; ++r) {
+      read_row(copies[r], grad.at(c + r), width, grad.column, 1, 0);
+      outs[r] = sums.at(c + r) + plan.runs.first;
+    }
+    gather<true>(count, outs, copies, plan.back, kValue);
+    c += count;
+  }
   while (c < c_end) {
     const int64_t count = c + kTurns <= c_end ? kTurns : 1;
     A* rows[kTurns];

@@ -1,7 +1,7 @@
 // Crops of signals: the matrix of an axis for some of its outputs at a time, and the operations on it.
 //
 // A signal has few rows to share a plan. So a plan is made where it is used, by the thread that uses it and while it
-// lies in the cache, and is not laid out any further.
+// lies in the cache, and is laid out for vectors where there are enough rows for that to pay.
 #pragma once
 
 #include "kernels.h"
@@ -11,12 +11,19 @@ namespace diffcrop {
 // Outputs that are planned together: the plan of as many lies in the nearest cache.
 constexpr int64_t kTile = 1024;
 
+// From so many channels on plans are laid out: where runs are this short, and for the product with the transposed
+// matrix where the axis is reduced no further than this. Pairs are added one by one up to so many channels.
+constexpr int64_t kRowsToLayOut = 8, kShortRun = 8, kRowsToTranspose = 24;
+constexpr double kDenseReduction = 2;
+
 // Of some outputs of a box; by pairs where they read two neighbours each.
 template <class A>
 struct SignalPlan {
-  bool paired = false;
+  bool paired = false, laid = false, laid_back = false;
   PairPlan<A> pairs;
   AxisPlan<A> runs;
+  Operator<A> across, back;  // of runs, laid out
+  Band<A> transposed;
   int64_t outputs() const { return paired ? pairs.outputs : runs.outputs; }
 };
 
