@@ -65,7 +65,7 @@ void crop_typed(const Tensor& images, const Boxes& boxes, const Sizes& size, con
                   .m = m,
                   .lookups = kernels.lookups,
                   .pixel = channels * static_cast<int64_t>(sizeof(T))};
-  boxes.each_run<A>(boxes.run(), size, as_image(spatial(images)), options, need, [&](int64_t first, const auto& plans) {
+  boxes.each_run<A>(boxes.run(), size, spatial(images), options, need, [&](int64_t first, const auto& plans) {
     pieces.share(plans, [&](const BoxPlan<A>& box, int64_t r, int64_t piece, Scratch<A>& scratch) {
       const auto view = view_of(out, target, first + r);
       const int64_t begin = pieces.begin(piece), end = pieces.end(piece);
@@ -149,7 +149,7 @@ void grad_boxes_typed(const Tensor& grad, const Tensor& images, const Boxes& box
   using G = ResultOf<T>;
   const Kernels<T> kernels = kernels_of<T>();
   const int64_t channels = images.size(1), m = is_interleaved(images) ? channels : 1;
-  const Sizes size = as_image(spatial(grad));
+  const Sizes size = spatial(grad);
   const auto* const source = data_of<const T>(images);
   const auto* const cotangent = data_of<const G>(grad);
   const std::vector<A> fill = fill_of<A>(fills, channels);
@@ -162,7 +162,7 @@ void grad_boxes_typed(const Tensor& grad, const Tensor& images, const Boxes& box
       .m = m,
       .lookups = kernels.lookups,
       .pixel = channels * static_cast<int64_t>(sizeof(T))};
-  boxes.each_run<A>(boxes.run(), size, as_image(spatial(images)), options, need, [&](int64_t first, const auto& plans) {
+  boxes.each_run<A>(boxes.run(), size, spatial(images), options, need, [&](int64_t first, const auto& plans) {
     const auto count = static_cast<int64_t>(plans.size());
     std::vector<BoxSum> parts(count * pieces.each);
     pieces.share(plans, [&](const BoxPlan<A>& box, int64_t r, int64_t piece, Scratch<A>& scratch) {
@@ -185,7 +185,7 @@ template <class G>
 void grad_images_typed(const Tensor& grad, const Boxes& boxes, const Options& options, const Tensor& out) {
   using A = SumOf<G>;
   const Kernels<G> kernels = kernels_of<G>();
-  const Sizes pixels = as_image(spatial(out));
+  const Sizes pixels = spatial(out);
   const int64_t count = out.size(0), channels = out.size(1), height = pixels[0], width = pixels[1];
   const int64_t m = is_interleaved(out) ? channels : 1, groups = channels / m;
   const auto* const cotangent = data_of<const G>(grad);
@@ -213,12 +213,11 @@ void grad_images_typed(const Tensor& grad, const Boxes& boxes, const Options& op
                   .m = m,
                   .lookups = kernels.lookups,
                   .ahead = static_cast<double>(grad.numel()) * sizeof(G) > kCached};
-  boxes.each_run<A>(boxes.size(), as_image(spatial(grad)), {height, width}, options, need,
-                    [&](int64_t, const auto& plans) {
-                      for (int64_t r = 0; r < boxes.size(); ++r)
-                        if (plans[r].valid) parts[plans[r].image].push_back({&plans[r], view_of(grad, cotangent, r)});
-                      pass();
-                    });
+  boxes.each_run<A>(boxes.size(), spatial(grad), {height, width}, options, need, [&](int64_t, const auto& plans) {
+    for (int64_t r = 0; r < boxes.size(); ++r)
+      if (plans[r].valid) parts[plans[r].image].push_back({&plans[r], view_of(grad, cotangent, r)});
+    pass();
+  });
 }
 
 template <class T>
@@ -291,8 +290,7 @@ Tensor crop(const Tensor& images, const Tensor& boxes_tensor, const OptionalTens
   else if (boxes.axes() == 1)
     crop_signals(images, boxes, size, options, fill, out);
   else
-    dispatch(images.scalar_type(),
-             [&]<class T>() { crop_typed<T>(images, boxes, as_image(size), options, fill, out); });
+    dispatch(images.scalar_type(), [&]<class T>() { crop_typed<T>(images, boxes, size, options, fill, out); });
   return out;
 }
 

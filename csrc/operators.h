@@ -146,7 +146,7 @@ void complete_plan(BoxPlan<A>& plan, const Need& need, bool widens = false) {
   if (!need.back) return;
   if (need.derivatives) {
     plan.order.points = !plan.widens && are_points<A>(plan.y, plan.across, need.ability);
-    if (!plan.widens || plan.flat) return;
+    if (!plan.widens) return;
   } else {
     transpose<A>(plan.y_back, plan.y);
   }
@@ -165,7 +165,7 @@ void plan_box(BoxPlan<A>& plan, const std::array<double, 4>& box, const Sizes& s
   complete_plan<A>(plan, need);
 }
 
-// Of (x0, x1), as an image of one row.
+// Of (x0, x1), as an image of one row: for what signal_calls.cpp does not do.
 template <class A>
 void plan_signal(BoxPlan<A>& plan, const std::array<double, 2>& box, const Sizes& size, const Sizes& pixels,
                  const Options& options, const Need& need) {

@@ -334,15 +334,11 @@ BoxSum box_rows(const BoxPlan<A>& box, const View<const T>& image, const View<co
       rows[r] = row;
       read_row(g[r], grad.at(row.c, row.i), box.x.outputs, grad.column, m, grad.channel);
     }
-    if (box.widens && !box.flat) gather<false>(count, q, g, box.back, kValue);
+    if (box.widens) gather<false>(count, q, g, box.back, kValue);
     for (int64_t r = 0; r < count; ++r) {
       const auto [c, i] = rows[r];
       ahead(box.y, rows[r]);
       A* const lines[kOrders] = {v[r], by_center[r], by_width};
-      if (box.flat) {
-        vertical<1>(lines, box, image, c, i, fill, line);
-        continue;
-      }
       if (box.y.by_width.empty()) {
         vertical<2>(lines, box, image, c, i, fill, line);
       } else {
@@ -351,7 +347,7 @@ BoxSum box_rows(const BoxPlan<A>& box, const View<const T>& image, const View<co
       }
       if (box.widens) add_dot(center_dots, box.y.fraction[i], q[r], by_center[r], columns);
     }
-    if (!box.widens && !box.flat) {
+    if (!box.widens) {
       gather<false>(count, q, by_center, box.across, kValue);
       for (int64_t r = 0; r < count; ++r) add_dot(center_dots, box.y.fraction[rows[r].i], g[r], q[r], width);
     }

@@ -83,12 +83,13 @@ def main() -> None:
             check(images, boxes, size, side, mode=mode, antialias=antialias, padding_mode="zeros")
         if side == "before" and reduction == 1.0:
             continue
-        for spatial, size, layout in (
-            ((9, 21, 23), (5, 4, 19), torch.contiguous_format),
-            ((9, 11, 61), (4, 5, 19), torch.channels_last_3d),
-            ((83,), (19,), None),
+        for channels, spatial, size, layout in (
+            (3, (9, 21, 23), (5, 4, 19), torch.contiguous_format),
+            (3, (9, 11, 61), (4, 5, 19), torch.channels_last_3d),
+            (3, (83,), (19,), None),
+            (26, (83,), (19,), None),
         ):
-            images = (torch.rand(1, 3, *spatial) * 200).to(dtype)
+            images = (torch.rand(1, channels, *spatial) * 200).to(dtype)
             images = images if layout is None else images.contiguous(memory_format=layout)
             extent = torch.tensor([n * reduction for n in reversed(size)])
             far = torch.tensor([*reversed(spatial)]) - extent
