@@ -15,9 +15,7 @@
 #define DIFFCROP_LOOKUPS 1
 #define DIFFCROP_VECTOR_BYTES 32
 #include "vectors.h"
-#include "warp_places.h"
-#include "warp_rows.h"
-#include "warp_slopes.h"
+#include "warp_kernels.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

@@ -11,11 +11,55 @@ DIFFCROP_INLINE double down(double x) {
 #endif
 }
 
-// One line v = const of a crop's lattice, as (X, Y, Z) = slope u + start.
-struct Line {
-  double slope[3], start[3];
-  Line(const WarpPlan& plan, double v) {
-    for (int i = 0; i < 3; ++i) slope[i] = plan.m[3 * i], start[i] = plan.m[3 * i + 1] * v + plan.m[3 * i + 2];
+// (X, Y, Z) = slope u + start, for sixteen samples: of one line v = const of a crop's lattice, or each of its own.
+struct alignas(64) Line {
+  double start[3][kSpots], slope[3];
+  DIFFCROP_INLINE Line(const WarpPlan& plan, double v) {
+    for (int i = 0; i < 3; ++i) {
+      slope[i] = plan.m[3 * i];
+      const double same = plan.m[3 * i + 1] * v + plan.m[3 * i + 2];
+      for (int64_t l = 0; l < kSpots; ++l) start[i][l] = same;
+    }
+  }
+  DIFFCROP_INLINE Line(const WarpPlan& plan, const double* v) {
+    for (int i = 0; i < 3; ++i) {
+      slope[i] = plan.m[3 * i];
+      for (int64_t l = 0; l < kSpots; ++l) start[i][l] = plan.m[3 * i + 1] * v[l] + plan.m[3 * i + 2];
+    }
+  }
+};
+
+DIFFCROP_INLINE int64_t padded(int64_t n) {
+  return (n + kSpots - 1) / kSpots * kSpots;
+}
+
+// Where the samples of a row lie in the crop, a whole number of blocks: the last one is repeated.
+template <class A>
+const double* places(const Reduction& x, int64_t count, Scratch<A>& scratch) {
+  const int64_t length = padded(count);
+  auto* const u = reinterpret_cast<double*>(scratch.take(length * (sizeof(double) / sizeof(A))));
+  for (int64_t k = 0; k < length; ++k) u[k] = x.place(std::min(k, count - 1));
+  return u;
+}
+
+// Crops that would leave many lanes of a row's last sixteen empty: they are sampled as one long row.
+inline bool is_narrow(int64_t width) {
+  return 8 * padded(width) > 9 * width;
+}
+
+// The places of all samples of rows [begin, end), row by row, of crops that are not reduced.
+template <class A>
+struct Lattice {
+  int64_t count;
+  double *u, *v;
+  Lattice(const WarpPlan& plan, int64_t width, int64_t begin, int64_t end, Scratch<A>& scratch)
+      : count((end - begin) * width) {
+    const int64_t length = padded(count), numbers = sizeof(double) / sizeof(A);
+    u = reinterpret_cast<double*>(scratch.take(length * numbers));
+    v = reinterpret_cast<double*>(scratch.take(length * numbers));
+    for (int64_t i = begin, k = 0; i < end; ++i)
+      for (int64_t j = 0; j < width; ++j, ++k) u[k] = plan.x.place(j), v[k] = plan.y.place(i);
+    for (int64_t k = count; k < length; ++k) u[k] = u[count - 1], v[k] = v[count - 1];
   }
 };
 
@@ -30,15 +74,15 @@ template <bool affine>
 DIFFCROP_INLINE void find(Spots& spots, const Line& line, const double* u) {
   if constexpr (affine) {
     for (int64_t l = 0; l < kSpots; ++l) {
-      const double x = line.slope[0] * u[l] + line.start[0], y = line.slope[1] * u[l] + line.start[1];
+      const double x = line.slope[0] * u[l] + line.start[0][l], y = line.slope[1] * u[l] + line.start[1][l];
       spots.x[l] = std::min(std::max(x, -kEndless), kEndless) - 0.5;
       spots.y[l] = std::min(std::max(y, -kEndless), kEndless) - 0.5;
     }
     return;
   }
   for (int64_t l = 0; l < kSpots; ++l) {
-    const double x = line.slope[0] * u[l] + line.start[0], y = line.slope[1] * u[l] + line.start[1];
-    const double z = line.slope[2] * u[l] + line.start[2];
+    const double x = line.slope[0] * u[l] + line.start[0][l], y = line.slope[1] * u[l] + line.start[1][l];
+    const double z = line.slope[2] * u[l] + line.start[2][l];
     const bool seen = z > 0;
     const double end = kEndless * z;
     const double safe = seen ? z : 1;

@@ -4,6 +4,4 @@
 #define DIFFCROP_LEVEL plain
 #define DIFFCROP_LOOKUPS 0
 #define DIFFCROP_VECTOR_BYTES 16
-#include "warp_places.h"
-#include "warp_rows.h"
-#include "warp_slopes.h"
+#include "warp_kernels.h"

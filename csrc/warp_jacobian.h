@@ -1,5 +1,5 @@
-// The derivative of every output of a warp by the entries of its matrix. Compiled once for every instruction set, after
-// warp_rows.h.
+// The derivative of every output of a warp by the entries of its matrix. Compiled once for every instruction set, as
+// warp_places.h is.
 
 namespace diffcrop::DIFFCROP_LEVEL {
 
@@ -37,30 +37,19 @@ void warp_jacobian_rows(const WarpPlan& plan, const Surface& surface, const View
   A* const sums = scratch.take(overlap * each);
   A* const line = scratch.take(padded(width));
   const A* const across = weights_of(plan.x, scratch);
-  const bool close = lies_close(image, surface), fours = surface.taps == 2;
+  Sampler<T, A> sampler(plan, surface, image, fill);
   alignas(64) A ones[kSpots];
   for (A& one : ones) one = 1;
-  Spots spots;
-  Corners<A> corners;
-  Neighbours<A> near;
   for (int64_t k = begin * y.m; k < (end - 1) * y.m + y.length(); ++k) {
     const double v = y.place(k);
     const Line lattice(plan, v);
     for (int64_t j = 0; j < count; j += kSpots) {
-      find(spots, plan, lattice, u + j);
-      const bool inside = fours && find_corners(corners, spots, surface, 0, 1);
-      if (!inside) near.find(spots, surface);
+      sampler.template find<true>(lattice, u + j);
       for (int64_t n = c; n < c_end; ++n) {
-        alignas(64) A value[kSpots], by_x[kSpots] = {}, by_y[kSpots] = {};
-        if (inside) {
-          add_slopes_inside(by_x, by_y, ones, image.at(n, 0), image, corners, close);
-        } else {
-          read_anywhere<true>(value, by_x, by_y, image.at(n, 0), image, near, fill[n]);
-          for (int64_t l = 0; l < kSpots; ++l)
-            if (!is_seen(spots, plan, l)) by_x[l] = by_y[l] = 0;
-        }
-        write_entries(fine + (n - c) * entries * stride + j, stride, projective, spots, plan.affine, u + j, v, by_x,
-                      by_y);
+        alignas(64) A by_x[kSpots] = {}, by_y[kSpots] = {};
+        sampler.add_slopes(by_x, by_y, ones, 0, n, n + 1, kSpots);
+        write_entries(fine + (n - c) * entries * stride + j, stride, projective, sampler.spots(), plan.affine, u + j, v,
+                      by_x, by_y);
       }
     }
     const int64_t first = std::max(begin, first_of(k - y.length() + 1, y.m)), last = std::min(end - 1, k / y.m);
@@ -83,15 +72,5 @@ void warp_jacobian_rows(const WarpPlan& plan, const Surface& surface, const View
     }
   }
 }
-
-template <class T>
-WarpKernels<T> warp_kernels() {
-  return {warp_rows<T>, warp_jacobian_rows<T>, matrix_rows<T>, warp_image_rows<ResultOf<T>>};
-}
-template WarpKernels<double> warp_kernels();
-template WarpKernels<float> warp_kernels();
-template WarpKernels<Half> warp_kernels();
-template WarpKernels<BFloat16> warp_kernels();
-template WarpKernels<uint8_t> warp_kernels();
 
 }  // namespace diffcrop::DIFFCROP_LEVEL

@@ -1,0 +1,125 @@
+// The values of warps of one box. Compiled once for every instruction set, as warp_places.h is.
+
+namespace diffcrop::DIFFCROP_LEVEL {
+
+template <class O, class A>
+void write_line(O* to, int64_t step, const A* from, int64_t count) {
+  if (step == 1)
+    for (int64_t j = 0; j < count; ++j) to[j] = store<O>(from[j]);
+  else
+    for (int64_t j = 0; j < count; ++j) to[j * step] = store<O>(from[j]);
+}
+
+// to[j] = sum_t weight[t] from[j m + t].
+template <class A>
+void reduce_line(A* __restrict to, const A* __restrict from, const A* __restrict weight, const Reduction& x,
+                 int64_t count) {
+  const int64_t length = x.length();
+  for (int64_t j = 0; j < count; ++j) to[j] = weight[0] * from[j * x.m];
+  for (int64_t t = 1; t < length; ++t)
+    for (int64_t j = 0; j < count; ++j) to[j] += weight[t] * from[j * x.m + t];
+}
+
+template <class A>
+A* weights_of(const Reduction& axis, Scratch<A>& scratch) {
+  A* const weight = scratch.take(axis.length());
+  for (int64_t t = 0; t < axis.length(); ++t) weight[t] = static_cast<A>(axis.weight[t]);
+  return weight;
+}
+
+template <class T, class A>
+void warp_narrow(Sampler<T, A>& sampler, const WarpPlan& plan, const View<ResultOf<T>>& out, int64_t width, int64_t c,
+                 int64_t c_end, int64_t begin, int64_t end, Scratch<A>& scratch) {
+  const Lattice<A> lattice(plan, width, begin, end, scratch);
+  alignas(64) A values[kShared * kSpots];
+  const bool one_row = out.row == width * out.column;
+  for (int64_t k = 0; k < lattice.count; k += kSpots) {
+    const int64_t lanes = std::min(kSpots, lattice.count - k);
+    sampler.template find<false>(Line(plan, lattice.v + k), lattice.u + k);
+    if constexpr (std::is_same_v<ResultOf<T>, A>)
+      if (one_row && out.channel == 1 &&
+          sampler.read_side_by_side(out.at(c, begin) + k * out.column, out.column, c, c_end, lanes))
+        continue;
+    sampler.read(values, kSpots, c, c_end);
+    for (int64_t n = c; n < c_end; ++n) {
+      const A* const from = values + (n - c) * kSpots;
+      if (one_row) {
+        write_line(out.at(n, begin) + k * out.column, out.column, from, lanes);
+        continue;
+      }
+      for (int64_t l = 0; l < lanes; ++l)
+        out.at(n, begin + (k + l) / width)[(k + l) % width * out.column] = store<ResultOf<T>>(from[l]);
+    }
+  }
+}
+
+// Rows of a crop that are sampled together, sixteen columns of each: they read the same lines of the cache.
+constexpr int64_t kAbreast = 8;
+
+// Rows [begin, end) of channels [c, c_end) of a crop, `width` wide.
+template <class T>
+void warp_rows(const WarpPlan& plan, const Surface& surface, const View<const T>& image, const View<ResultOf<T>>& out,
+               int64_t width, int64_t c, int64_t c_end, int64_t begin, int64_t end, const SumOf<T>* fill,
+               Scratch<SumOf<T>>& scratch) {
+  using A = SumOf<T>;
+  scratch.clear();
+  Sampler<T, A> sampler(plan, surface, image, fill);
+  const Reduction& y = plan.y;
+  if (plan.x.length() == 1 && y.length() == 1) {
+    if (is_narrow(width)) return warp_narrow(sampler, plan, out, width, c, c_end, begin, end, scratch);
+    const double* const u = places(plan.x, width, scratch);
+    alignas(64) A values[kShared * kSpots];
+    for (int64_t top = begin; top < end; top += kAbreast)
+      for (int64_t j = 0; j < width; j += kSpots)
+        for (int64_t i = top; i < std::min(top + kAbreast, end); ++i) {
+          sampler.template find<false>(Line(plan, y.place(i)), u + j);
+          if constexpr (std::is_same_v<ResultOf<T>, A>) {
+            if (out.column == 1 && j + kSpots <= width) {
+              sampler.read(out.at(c, i) + j, out.channel, c, c_end);
+              continue;
+            }
+            if (out.channel == 1 && sampler.read_side_by_side(out.at(c, i) + j * out.column, out.column, c, c_end,
+                                                              std::min(kSpots, width - j)))
+              continue;
+          }
+          sampler.read(values, kSpots, c, c_end);
+          for (int64_t n = c; n < c_end; ++n)
+            write_line(out.at(n, i) + j * out.column, out.column, values + (n - c) * kSpots,
+                       std::min(kSpots, width - j));
+        }
+    return;
+  }
+  const int64_t count = plan.x.count(width), stride = padded(count), channels = c_end - c;
+  const double* const u = places(plan.x, count, scratch);
+  A* const fine = scratch.take(channels * stride);
+  // Sums of the outputs that share a sample, output i in place i % overlap.
+  const int64_t overlap = y.overlap(), each = channels * stride;
+  A* const sums = scratch.take(overlap * each);
+  A* const line = scratch.take(padded(width));
+  const A* const across = weights_of(plan.x, scratch);
+  for (int64_t k = begin * y.m; k < (end - 1) * y.m + y.length(); ++k) {
+    const Line lattice(plan, y.place(k));
+    for (int64_t j = 0; j < count; j += kSpots) {
+      sampler.template find<false>(lattice, u + j);
+      sampler.read(fine + j, stride, c, c_end);
+    }
+    const int64_t first = std::max(begin, first_of(k - y.length() + 1, y.m));
+    const int64_t last = std::min(end - 1, k / y.m);
+    for (int64_t i = first; i <= last; ++i) {
+      const int64_t t = k - i * y.m;
+      A* const sum = sums + i % overlap * each;
+      const auto weight = static_cast<A>(y.weight[t]);
+      if (t == 0)
+        for (int64_t p = 0; p < each; ++p) sum[p] = weight * fine[p];
+      else
+        for (int64_t p = 0; p < each; ++p) sum[p] += weight * fine[p];
+      if (t + 1 < y.length()) continue;
+      for (int64_t n = 0; n < channels; ++n) {
+        reduce_line(line, sum + n * stride, across, plan.x, width);
+        write_line(out.at(c + n, i), out.column, line, width);
+      }
+    }
+  }
+}
+
+}  // namespace diffcrop::DIFFCROP_LEVEL
