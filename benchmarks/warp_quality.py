@@ -115,7 +115,7 @@ def differences(images: list[Tensor], scale: tuple[float, float], degrees: float
         rows["none"].append((warped(image, matrix, size, mode, False) - expected).flatten())
         rows["warp"].append((warped(image, matrix, size, mode, True) - expected).flatten())
         chosen = _pyramid.plan(matrix, size, (image.shape[2], image.shape[3]))
-        samples = max(samples, int(chosen.samples.prod()))
+        samples = max(samples, int((-(-chosen.reductions // _pyramid.UNIT)).prod()))
         if degrees == 0 and tilt == 0:
             rows["crop"].append((cropped(image, size, scale, mode) - expected).flatten())
     cells = []

@@ -36,7 +36,7 @@ Surface surface_of(const std::string& mode, bool antialias, const std::string& p
 // The boxes of a call, planned.
 class Warps {
  public:
-  Warps(const Tensor& matrices, const OptionalTensor& index, const OptionalTensor& samples, int64_t images,
+  Warps(const Tensor& matrices, const OptionalTensor& index, const OptionalTensor& reductions, int64_t images,
         const Sizes& size, const Surface& surface) {
     const int64_t rows = matrices.size(0);
     require(matrices.dim() == 3 && matrices.size(1) == 3 && matrices.size(2) == 3,
@@ -49,10 +49,10 @@ class Warps {
     } else {
       require(rows == 0 || (images > 0 && rows % images == 0), "R must be a multiple of B");
     }
-    if (samples) {
-      require(samples->dim() == 2 && samples->size(0) == rows && samples->size(1) == 2,
-              "samples must have shape (R, 2)");
-      require(samples->scalar_type() == ScalarType::Long, "samples must be int64");
+    if (reductions) {
+      require(reductions->dim() == 2 && reductions->size(0) == rows && reductions->size(1) == 2,
+              "reductions must have shape (R, 2)");
+      require(reductions->scalar_type() == ScalarType::Long, "reductions must be int64");
     }
     plans_.resize(rows);
     for (int64_t r = 0; r < rows; ++r) {
@@ -64,14 +64,14 @@ class Warps {
         matrix[i] = number(matrices, r * matrices.stride(0) + i / 3 * matrices.stride(1) + i % 3 * matrices.stride(2));
         plan.valid = plan.valid && std::abs(matrix[i]) <= kFarthest;  // NaN is not
       }
-      int64_t counts[2] = {1, 1};
-      if (samples)
+      int64_t steps[2] = {kUnit, kUnit};
+      if (reductions)
         for (int64_t i = 0; i < 2; ++i)
-          counts[i] = data_of<const int64_t>(*samples)[r * samples->stride(0) + i * samples->stride(1)];
-      plan.left_out = counts[0] < 1 || counts[1] < 1;
+          steps[i] = data_of<const int64_t>(*reductions)[r * reductions->stride(0) + i * reductions->stride(1)];
+      plan.left_out = steps[0] < 1 || steps[1] < 1;
       if (plan.left_out || !plan.valid) continue;
-      plan.x = make_reduction(std::min(counts[0], kMostSamples), surface);
-      plan.y = make_reduction(std::min(counts[1], kMostSamples), surface);
+      plan.x = make_reduction(steps[0], surface);
+      plan.y = make_reduction(steps[1], surface);
       plan_warp(plan, matrix, size[0], size[1]);
     }
   }
@@ -264,18 +264,18 @@ void check(const Tensor& images, const Sizes& size, const std::vector<double>& f
   require(images.dim() == 4 && images.size(2) > 0 && images.size(3) > 0,
           "images must have shape (B, C, H, W), not empty");
   require(size.size() == 2 && size[0] > 0 && size[1] > 0, "size must be (h, w), at least 1");
-  // Pixels are counted in 32 bits, samples too.
+  // Pixels are counted in 32 bits, reductions too.
   require(std::max({images.size(2), images.size(3), size[0], size[1]}) < (int64_t{1} << 27), "axes must be below 2^27");
   require(fill.size() == 1 || static_cast<int64_t>(fill.size()) == images.size(1),
           "fill must be one number, or one per channel");
 }
 
-Tensor warp(const Tensor& images, const Tensor& matrices, const OptionalTensor& index, const OptionalTensor& samples,
+Tensor warp(const Tensor& images, const Tensor& matrices, const OptionalTensor& index, const OptionalTensor& reductions,
             const Sizes& size, bool channels_last, const std::string& mode, bool antialias, const std::string& padding,
             const std::vector<double>& fill, bool align_corners) {
   check(images, size, fill);
   const Surface surface = surface_of(mode, antialias, padding, align_corners, images.size(2), images.size(3));
-  const Warps boxes(matrices, index, samples, images.size(0), size, surface);
+  const Warps boxes(matrices, index, reductions, images.size(0), size, surface);
   const bool nearest = surface.mode == Mode::nearest;
   const ScalarType dtype =
       images.scalar_type() == ScalarType::Byte && !nearest ? ScalarType::Float : images.scalar_type();
@@ -289,12 +289,12 @@ Tensor warp(const Tensor& images, const Tensor& matrices, const OptionalTensor& 
 }
 
 Tensor warp_jacobian(const Tensor& images, const Tensor& matrices, const OptionalTensor& index,
-                     const OptionalTensor& samples, const Sizes& size, bool projective, const std::string& mode,
+                     const OptionalTensor& reductions, const Sizes& size, bool projective, const std::string& mode,
                      bool antialias, const std::string& padding, const std::vector<double>& fill, bool align_corners) {
   check(images, size, fill);
   const Surface surface = surface_of(mode, antialias, padding, align_corners, images.size(2), images.size(3));
   require(surface.mode != Mode::nearest, "nearest has no derivative by the matrix");
-  const Warps boxes(matrices, index, samples, images.size(0), size, surface);
+  const Warps boxes(matrices, index, reductions, images.size(0), size, surface);
   const ScalarType dtype = images.scalar_type() == ScalarType::Byte ? ScalarType::Float : images.scalar_type();
   const Tensor out =
       allocate({boxes.size(), images.size(1), size[0], size[1], projective ? 9 : 6}, dtype, images, false);
@@ -304,12 +304,12 @@ Tensor warp_jacobian(const Tensor& images, const Tensor& matrices, const Optiona
 }
 
 Tensor warp_grad_matrices(const Tensor& grad, const Tensor& images, const Tensor& matrices, const OptionalTensor& index,
-                          const OptionalTensor& samples, const std::string& mode, bool antialias,
+                          const OptionalTensor& reductions, const std::string& mode, bool antialias,
                           const std::string& padding, const std::vector<double>& fill, bool align_corners) {
   require(grad.dim() == 4, "grad must have shape (R, C, h, w)");
   check(images, {grad.size(2), grad.size(3)}, fill);
   const Surface surface = surface_of(mode, antialias, padding, align_corners, images.size(2), images.size(3));
-  const Warps boxes(matrices, index, samples, images.size(0), {grad.size(2), grad.size(3)}, surface);
+  const Warps boxes(matrices, index, reductions, images.size(0), {grad.size(2), grad.size(3)}, surface);
   require(grad.size(0) == boxes.size() && grad.size(1) == images.size(1), "grad must have shape (R, C, h, w)");
   require(surface.mode != Mode::nearest, "nearest has no derivative by the matrix");
   require(grad.scalar_type() == (images.scalar_type() == ScalarType::Byte ? ScalarType::Float : images.scalar_type()),
@@ -320,7 +320,7 @@ Tensor warp_grad_matrices(const Tensor& grad, const Tensor& images, const Tensor
 }
 
 Tensor warp_grad_images(const Tensor& grad, const Tensor& matrices, const OptionalTensor& index,
-                        const OptionalTensor& samples, const Sizes& image_shape, bool channels_last,
+                        const OptionalTensor& reductions, const Sizes& image_shape, bool channels_last,
                         const std::string& mode, bool antialias, const std::string& padding,
                         const std::vector<double>& fill, bool align_corners) {
   require(grad.dim() == 4 && image_shape.size() == 4, "grad must have shape (R, C, h, w), image_shape be (B, C, H, W)");
@@ -328,7 +328,7 @@ Tensor warp_grad_images(const Tensor& grad, const Tensor& matrices, const Option
   const Tensor out = allocate(image_shape, grad.scalar_type(), grad, channels_last);
   check(out, {grad.size(2), grad.size(3)}, fill);
   const Surface surface = surface_of(mode, antialias, padding, align_corners, image_shape[2], image_shape[3]);
-  const Warps boxes(matrices, index, samples, image_shape[0], {grad.size(2), grad.size(3)}, surface);
+  const Warps boxes(matrices, index, reductions, image_shape[0], {grad.size(2), grad.size(3)}, surface);
   require(grad.size(0) == boxes.size() && grad.size(1) == image_shape[1], "grad must have shape (R, C, h, w)");
   if (image_shape[0] == 0 || image_shape[1] == 0) return out;
   dispatch(grad.scalar_type(), [&]<class G>() {

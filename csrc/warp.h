@@ -18,8 +18,8 @@ namespace diffcrop {
 constexpr int64_t kSpots = 16;
 constexpr int kMostTaps = 6;
 constexpr int64_t kShared = 16;
-// No box has more samples an axis and output.
-constexpr int64_t kMostSamples = 16;
+// No box has more samples an axis and output. Reductions are given in parts of 1 / kUnit.
+constexpr int64_t kMostSamples = 16, kUnit = 256;
 // Numbers of the part of an image's gradient that a thread adds to at a time, and the most rows of it.
 constexpr int64_t kTile = 1 << 17, kMostRows = 64;
 // Positions farther out are as good as infinity: the nearest such place serves, and nothing moves there.
@@ -30,10 +30,11 @@ inline int64_t first_of(int64_t a, int64_t b) {
   return a <= 0 ? 0 : (a + b - 1) / b;
 }
 
-// One axis of a crop: output j is the sum of weight[t] times sample j m + first + t; samples m j to m j + m - 1 lie in
-// output j.
+// One axis of a crop: output j is the sum of weight[t] times sample j m + first + t, and begins where sample j m would
+// lie if `middle` were 0.
 struct Reduction {
   int64_t m = 1, first = 0;
+  double middle = 0.5;
   std::vector<double> weight = {1.0};
   int64_t length() const { return static_cast<int64_t>(weight.size()); }
   // All samples of n outputs, counted from `first`.
@@ -41,7 +42,7 @@ struct Reduction {
   // Outputs that share a sample.
   int64_t overlap() const { return (length() + m - 1) / m; }
   // Where sample k, counted from `first`, lies.
-  double place(int64_t k) const { return (static_cast<double>(k + first) + 0.5) / static_cast<double>(m); }
+  double place(int64_t k) const { return (static_cast<double>(k + first) + middle) / static_cast<double>(m); }
 };
 
 struct WarpPlan {
@@ -85,8 +86,9 @@ inline int32_t folded(double k, int64_t pixels, const Surface& surface) {
   return static_cast<int32_t>(k <= last ? k : (surface.align_corners ? period : period - 1) - k);
 }
 
-// Weights that `m` samples of an axis have in an output. `mode` and `a`: the filter.
-Reduction make_reduction(int64_t m, const Surface& surface);
+// The samples of an axis that is reduced by `reduction` / kUnit, and what they weigh in an output. `mode` and `a`: the
+// filter.
+Reduction make_reduction(int64_t reduction, const Surface& surface);
 
 // Orients the matrix; `matrix` is finite.
 void plan_warp(WarpPlan& plan, const std::array<double, 9>& matrix, int64_t height, int64_t width);

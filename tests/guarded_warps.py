@@ -16,16 +16,16 @@ def main() -> None:
     size, image = (6, 37), (21, 45)
     matrices = torch.cat([some(size, image), some(size, (60, 20))])
     index = torch.zeros(len(matrices), dtype=torch.int64)
-    modes = (("bilinear", None), ("bilinear", 2), ("bicubic", None), ("lanczos3", None))
+    modes = (("bilinear", None), ("bilinear", 512), ("bicubic", None), ("lanczos3", None))
     dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
-    for side, (mode, m), dtype, channels in itertools.product(("before", "after"), modes, dtypes, (1, 3)):
+    for side, (mode, reduction), dtype, channels in itertools.product(("before", "after"), modes, dtypes, (1, 3)):
         images = (torch.rand(1, channels, *image) * 200).to(dtype)
-        samples = None if m is None else torch.full((len(matrices), 2), m)
+        reductions = None if reduction is None else torch.full((len(matrices), 2), reduction)
         found = []
         for place in (lambda tensor: tensor, lambda tensor, side=side: guarded(tensor, side)):
             leaves = [place(images).requires_grad_(images.is_floating_point()), place(matrices).requires_grad_()]
             opts = WarpOptions(mode, True, "zeros")
-            value = _ops_warp.sampled(*leaves, index, samples, size, opts, "cpu")
+            value = _ops_warp.sampled(*leaves, index, reductions, size, opts, "cpu")
             cotangent = torch.linspace(-1, 1, value.numel()).view(value.shape).to(value.dtype)
             wanted = [leaf for leaf in leaves if leaf.requires_grad]
             found.append((value.detach(), *torch.autograd.grad(value, wanted, place(cotangent))))

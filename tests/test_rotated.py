@@ -246,6 +246,19 @@ def test_turning_image_and_box_together_changes_nothing(impl, mode, generator):
         same(found, upright, atol=1e-11)
 
 
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic", "lanczos3", "area"])
+def test_it_is_continuous_where_antialiasing_sets_in(impl, mode, generator):
+    """And nearly so where a sample is added, for noise. Reductions count in parts of 1/256."""
+    image, size = rand(3, 64, 64, generator=generator), (6, 9)
+    for whole, most in ((1, 0.02), (2, 0.15), (3, 0.15), (4, 0.15)):
+        s = (whole + 1 / 512) * (1 + torch.tensor([-1e-7, 1e-7], dtype=f64))
+        centre = torch.tensor([[31.3, 32.6]], dtype=f64).expand(2, 2)
+        turned = torch.full((2, 1), 33.0, dtype=f64)
+        boxes = torch.cat([centre, s[:, None] * torch.tensor([[9.0, 6.0]], dtype=f64), turned], 1)
+        below, above = crop_rotated(image, boxes, size, mode=mode, impl=impl)
+        assert 0 < (above - below).abs().max() < most
+
+
 @pytest.mark.parametrize("antialias", [True, False])
 def test_shifting_image_and_box_together_changes_nothing(impl, antialias, generator):
     """By whole pixels, and by half of one it does."""

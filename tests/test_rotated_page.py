@@ -48,7 +48,18 @@ def test_the_quality_is_that_of_the_page(script):
         errors = [script.quality(reductions, 30.0, "bilinear", antialias) for antialias in (True, False)]
         assert errors[0] == pytest.approx(float(row[2]), rel=0.05, abs=1e-4)
         assert errors[1] == pytest.approx(float(row[4]), rel=0.05)
-        assert errors[0] < errors[1] / 4
+        assert errors[0] < errors[1] / 2.5
+
+
+def test_nearness_to_the_filter_is_that_of_the_page(script):
+    recorded = cells(re.search(r"<!-- filter:begin -->\n(.*?)\n<!-- filter:end -->", PAGE.read_text(), re.S)[1])
+    assert [row[0] for row in recorded] == [f"{w:g} x {h:g}" for w, h in script.NEAR]
+    for number, column, how in ((1, 1, "bilinear"), (3, 1, "bilinear"), (3, 4, "bicubic"), (4, 2, "supersampled")):
+        found = script.distance(script.NEAR[number], how)
+        assert found == pytest.approx(float(recorded[number][column]), rel=0.05, abs=1e-4)
+    for _, ours, supersampled, none, _ in recorded[1:7]:
+        assert float(ours) <= float(supersampled) / 2
+        assert float(ours) < float(none)
 
 
 def test_the_page_runs():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import diffcrop
 from diffcrop import _ops_warp
 from diffcrop._options import WarpOptions
-from warps import boxed, placed, some, tilted
+from warps import boxed, placed, reduced, some, tilted
 
 pytestmark = pytest.mark.skipif(diffcrop.implementations()["cpu"] is not None, reason="no compiled library")
 
@@ -28,12 +28,12 @@ def rand(*shape, seed=0, dtype=torch.float64):
     return torch.rand(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def both(images, matrices, index, samples, size, opts, *, cotangent=None):
+def both(images, matrices, index, reductions, size, opts, *, cotangent=None):
     """(value, image gradient, matrix gradient) of the kernels and of the reference."""
     results = []
     for impl in ("cpu", "reference"):
         leaves = [images.clone().requires_grad_(images.is_floating_point()), matrices.clone().requires_grad_()]
-        value = _ops_warp.sampled(*leaves, index, samples, size, opts, impl)
+        value = _ops_warp.sampled(*leaves, index, reductions, size, opts, impl)
         g = rand(*value.shape, seed=5, dtype=value.dtype) - 0.5 if cotangent is None else cotangent
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         results.append((value.detach(), *torch.autograd.grad(value, wanted, g)))
@@ -47,8 +47,8 @@ def both(images, matrices, index, samples, size, opts, *, cotangent=None):
 def test_kernels_equal_the_reference(mode, padding_mode, antialias, align_corners):
     for size, image in (((7, 19), (23, 37)), ((1, 1), (5, 1)), ((3, 40), (70, 90))):
         matrices, opts = some(size, image), options(mode, antialias, padding_mode, align_corners)
-        samples = torch.tensor([[1, 1], [2, 1], [3, 4], [1, 3], [5, 2], [0, 3]]) if antialias else None
-        for mine, expected in both(rand(6, 3, *image), matrices, None, samples, size, opts):
+        reductions = reduced((1, 1), (2, 1.01), (3, 3.7), (1.3, 2.9), (5, 2), (0, 3)) if antialias else None
+        for mine, expected in both(rand(6, 3, *image), matrices, None, reductions, size, opts):
             torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -59,8 +59,8 @@ def test_any_number_of_channels(channels, channels_last):
     images = rand(2, channels, *image)
     images = images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     matrices, index = some(size, image), torch.tensor([0, 1, 1, 0, 0, 1])
-    for samples in (None, torch.tensor([[2, 2]] * 6)):
-        for mine, expected in both(images, matrices, index, samples, size, options("bilinear", True, "zeros")):
+    for reductions in (None, reduced(*[(2, 1.5)] * 6)):
+        for mine, expected in both(images, matrices, index, reductions, size, options("bilinear", True, "zeros")):
             torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-10)
     value = _ops_warp.sampled(images, matrices, index, None, size, options("bilinear", True, "zeros"), "cpu")
     assert value.is_contiguous(memory_format=torch.channels_last) == (channels_last or channels == 1)
@@ -74,8 +74,8 @@ def test_every_dtype(dtype, tolerance):
     images = (rand(6, 3, *image) * 255).to(dtype) if dtype == torch.uint8 else rand(6, 3, *image, dtype=dtype)
     scale = 255 if dtype == torch.uint8 else 1
     for matrices in (some(size, image), some(size, image).float()):
-        for mode, samples in itertools.product(("bilinear", "bicubic"), (None, torch.tensor([[2, 3]] * 6))):
-            pairs = both(images, matrices, None, samples, size, options(mode, True, "border"))
+        for mode, reductions in itertools.product(("bilinear", "bicubic"), (None, reduced(*[(2, 2.4)] * 6))):
+            pairs = both(images, matrices, None, reductions, size, options(mode, True, "border"))
             for mine, expected in pairs:
                 assert mine.dtype == expected.dtype
                 size_of = expected.abs().max().clamp_min(scale)
@@ -104,7 +104,7 @@ coordinate = st.floats(-60, 60)
     tilt=st.tuples(st.floats(-0.2, 0.2), st.floats(-0.2, 0.2)),
     size=st.tuples(st.integers(1, 20), st.integers(1, 40)),
     image=st.tuples(st.integers(1, 40), st.integers(1, 40)),
-    samples=st.none() | st.tuples(st.integers(0, 16), st.integers(0, 16)),
+    reductions=st.none() | st.tuples(st.integers(0, 4200), st.integers(0, 4200)),
     mode=st.sampled_from(MODES),
     padding_mode=st.sampled_from(PADDINGS),
     align_corners=st.booleans(),
@@ -112,7 +112,7 @@ coordinate = st.floats(-60, 60)
 )
 @settings(max_examples=150, deadline=None)
 def test_kernels_equal_the_reference_anywhere(
-    corners, tilt, size, image, samples, mode, padding_mode, align_corners, whole
+    corners, tilt, size, image, reductions, mode, padding_mode, align_corners, whole
 ):
     """Any parallelogram or what is behind it, also where positions coincide with pixels."""
     points = torch.tensor(corners, dtype=torch.float64)
@@ -122,7 +122,7 @@ def test_kernels_equal_the_reference_anywhere(
     matrix[:2, 0], matrix[:2, 1] = (points[1] - points[0]) / w, (points[2] - points[0]) / h
     matrix[:2, 2] = points[0]
     matrix = matrix if whole else tilted(matrix, (tilt[0] / w, tilt[1] / h), size)
-    counts = None if samples is None else torch.tensor([samples])
+    counts = None if reductions is None else torch.tensor([reductions])
     opts = options(mode, True, padding_mode, align_corners)
     value, by_image, by_matrix = both(rand(1, 2, *image), matrix[None], None, counts, size, opts)
     torch.testing.assert_close(*value, rtol=1e-9, atol=1e-9)
@@ -153,8 +153,8 @@ def test_what_is_not_finite_stays_alone(padding_mode):
     images, matrices = rand(2, 2, *image), some(size, image).repeat(2, 1, 1)
     matrices[2, 0, 1], matrices[3, 2, 2], matrices[6, 1, 1] = float("nan"), float("inf"), 1e200
     index = torch.tensor([0, 1, 0, 1, 0, 1, 0, 2, -1, 0, 0, 0])
-    for samples in (None, torch.tensor([[2, 1]] * 12)):
-        for mine, expected in both(images, matrices, index, samples, size, options("bilinear", True, padding_mode)):
+    for reductions in (None, reduced(*[(1.7, 1)] * 12)):
+        for mine, expected in both(images, matrices, index, reductions, size, options("bilinear", True, padding_mode)):
             torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-10, equal_nan=True)
             assert mine.isnan().any() == (mine.shape != images.shape)
 
@@ -179,12 +179,12 @@ def test_behind_the_horizon_and_beyond_all_bounds(padding_mode):
             torch.testing.assert_close(mine[keep], expected[keep], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("samples", [None, (2, 3)])
-def test_the_same_bits_for_any_number_of_threads(samples):
+@pytest.mark.parametrize("reductions", [None, (2, 2.6)])
+def test_the_same_bits_for_any_number_of_threads(reductions):
     size, image = (90, 70), (200, 150)
     images, matrices = rand(2, 5, *image, dtype=torch.float32), some(size, image).repeat(4, 1, 1)
     index = torch.arange(24) % 2
-    counts = None if samples is None else torch.tensor([samples] * 24)
+    counts = None if reductions is None else reduced(*[reductions] * 24)
     results = []
     before = torch.get_num_threads()
     try:
@@ -198,9 +198,9 @@ def test_the_same_bits_for_any_number_of_threads(samples):
         assert torch.equal(one, three)
 
 
-def run(images, matrices, index, samples, size, opts=None):
+def run(images, matrices, index, reductions, size, opts=None):
     leaves = [images.clone().requires_grad_(), matrices.clone().requires_grad_()]
-    value = _ops_warp.sampled(*leaves, index, samples, size, opts or options("bilinear", True, "border"), "cpu")
+    value = _ops_warp.sampled(*leaves, index, reductions, size, opts or options("bilinear", True, "border"), "cpu")
     g = rand(*value.shape, seed=5, dtype=value.dtype) - 0.5
     return [value.detach(), *torch.autograd.grad(value, leaves, g)]
 

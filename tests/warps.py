@@ -29,6 +29,11 @@ def tilted(matrix: Tensor, by: tuple[float, float], size: tuple[int, int]) -> Te
     return result
 
 
+def reduced(*boxes: tuple[float, float]) -> Tensor:
+    """The reductions of boxes along x and y, as warps take them; 0 leaves a box out."""
+    return torch.tensor([[round(256 * s) for s in box] for box in boxes])
+
+
 def boxed(box: tuple[float, float, float, float], size: tuple[int, int]) -> Tensor:
     """The matrix of an axis-aligned box (x0, y0, x1, y1)."""
     x0, y0, x1, y1 = box

@@ -39,11 +39,12 @@ from ._options import Options, WarpOptions, result_dtype
 
 _OPTIONS = "str mode, bool antialias, str padding_mode, float[] fill, bool align_corners"
 _SCHEMAS = {
-    "warp": "Tensor images, Tensor matrices, Tensor? index, Tensor? samples, SymInt[] size, bool channels_last",
-    "warp_jacobian": "Tensor images, Tensor matrices, Tensor? index, Tensor? samples, SymInt[] size, bool projective",
-    "warp_grad_images": "Tensor grad, Tensor matrices, Tensor? index, Tensor? samples, SymInt[] image_shape, "
+    "warp": "Tensor images, Tensor matrices, Tensor? index, Tensor? reductions, SymInt[] size, bool channels_last",
+    "warp_jacobian": "Tensor images, Tensor matrices, Tensor? index, Tensor? reductions, SymInt[] size, "
+    "bool projective",
+    "warp_grad_images": "Tensor grad, Tensor matrices, Tensor? index, Tensor? reductions, SymInt[] image_shape, "
     "bool channels_last",
-    "warp_grad_matrices": "Tensor grad, Tensor images, Tensor matrices, Tensor? index, Tensor? samples",
+    "warp_grad_matrices": "Tensor grad, Tensor images, Tensor matrices, Tensor? index, Tensor? reductions",
 }
 _library = torch.library.Library("diffcrop", "FRAGMENT")
 for _name, _arguments in _SCHEMAS.items():
@@ -72,8 +73,8 @@ def warp(
     antialiasing is done is said in `_pyramid`.
     """
     total = None
-    for number, samples in _levels(images, matrices, size, options):
-        part = sampled(*_on_level(images, matrices, number, options, impl), index, samples, size, options, impl)
+    for number, reductions in _levels(images, matrices, size, options):
+        part = sampled(*_on_level(images, matrices, number, options, impl), index, reductions, size, options, impl)
         total = part if total is None else total + part
     return total  # pyright: ignore[reportReturnType]
 
@@ -90,17 +91,17 @@ def with_jacobian(
 ) -> tuple[Tensor, Tensor]:
     """`warp` and its derivative by the first two rows of the matrices, or all three: (R, C, *size, 2 or 3, 3)."""
     total = None
-    for number, samples in _levels(images, matrices, size, options):
+    for number, reductions in _levels(images, matrices, size, options):
         source, places = _on_level(images, matrices, number, options, impl)
-        value = sampled(source, places, index, samples, size, options, impl)
+        value = sampled(source, places, index, reductions, size, options, impl)
         if impl == "cpu" and not differentiated(source, places):
             source = readable(source, options.mode)
-            part = torch.ops.diffcrop.warp_jacobian(source, places, index, samples, size, projective, *options)
+            part = torch.ops.diffcrop.warp_jacobian(source, places, index, reductions, size, projective, *options)
             part = part.unflatten(-1, (-1, 3))
         else:
             units = torch.eye(9, dtype=places.dtype, device=places.device).view(9, 1, 3, 3)
             entries = [
-                reference.tangent(source, places, index, samples, size, options, unit.expand_as(places))
+                reference.tangent(source, places, index, reductions, size, options, unit.expand_as(places))
                 for unit in units[: 9 if projective else 6]
             ]
             part = torch.stack(entries, -1).unflatten(-1, (-1, 3))
@@ -114,7 +115,7 @@ def with_jacobian(
 def _levels(
     images: Tensor, matrices: Tensor, size: tuple[int, int], options: WarpOptions
 ) -> Iterator[tuple[int, Tensor | None]]:
-    """Which levels of the images are read, each with the samples (R, 2) that boxes take there; None: one of each."""
+    """Which levels of the images are read, each with the reductions (R, 2) that boxes take there; None: one of each."""
     if not options.antialias or options.mode == "nearest":
         yield 0, None
         return
@@ -123,11 +124,11 @@ def _levels(
     numbers: Sequence[int] = range(_pyramid.levels((height, width)) + 1)
     if is_concrete(matrices):
         numbers = chosen.level.unique().tolist() or [0]
-        if numbers == [0] and bool((chosen.samples == 1).all()):
+        if numbers == [0] and bool((chosen.reductions == _pyramid.UNIT).all()):
             yield 0, None
             return
     for number in numbers:
-        yield number, torch.where((chosen.level == number)[:, None], chosen.samples, 0)
+        yield number, torch.where((chosen.level == number)[:, None], chosen.reductions, 0)
 
 
 def _on_level(images: Tensor, matrices: Tensor, number: int, options: WarpOptions, impl: str) -> tuple[Tensor, Tensor]:
@@ -147,44 +148,44 @@ def sampled(
     images: Tensor,
     matrices: Tensor,
     index: Tensor | None,
-    samples: Tensor | None,
+    reductions: Tensor | None,
     size: tuple[int, ...],
     options: WarpOptions,
     impl: str,
 ) -> Tensor:
-    """`warp` with so many ``samples`` (R, 2) along x and y to an output, which the mode's filter weighs.
+    """`warp` with so many ``reductions`` (R, 2) along x and y to an output, which the mode's filter weighs.
 
-    A box with 0 samples is left out: zeros, without derivatives. None: one sample each.
+    A box with 0 reductions is left out: zeros, without derivatives. None: one sample each.
     """
     if beyond_functions() or (impl == "reference" and not is_concrete(images, matrices)):
-        result = reference.warp(images, matrices, index, samples, size, options)
+        result = reference.warp(images, matrices, index, reductions, size, options)
         # vmap has no memory formats; there the layout is left to the reference.
         if is_channels_last(images) and not batched():
             return result.contiguous(memory_format=torch.channels_last)
         return result
     if not differentiated(images, matrices):
-        return _forward(images, matrices, index, samples, size, options, impl)
+        return _forward(images, matrices, index, reductions, size, options, impl)
     if torch.compiler.is_compiling():
-        return _Warp.apply(images, matrices, index, samples, size, options, impl)
-    return apply(_DualWarp, images, matrices, index, samples, size, options, impl)
+        return _Warp.apply(images, matrices, index, reductions, size, options, impl)
+    return apply(_DualWarp, images, matrices, index, reductions, size, options, impl)
 
 
 def _forward(
     images: Tensor,
     matrices: Tensor,
     index: Tensor | None,
-    samples: Tensor | None,
+    reductions: Tensor | None,
     size: Sequence[int],
     options: WarpOptions,
     impl: str,
 ) -> Tensor:
     if impl == "cpu":
         images = readable(images, options.mode)
-        arguments = (images, matrices, index, samples, size, is_channels_last(images), *options)
+        arguments = (images, matrices, index, reductions, size, is_channels_last(images), *options)
         return undifferentiated(torch.ops.diffcrop.warp, *arguments)
     refuse_older_vmap(images, matrices)
     with torch.no_grad():
-        result = reference.warp(images, matrices, index, samples, size, options)
+        result = reference.warp(images, matrices, index, reductions, size, options)
     return result.contiguous(memory_format=layout_of(is_channels_last(images)))
 
 
@@ -192,8 +193,8 @@ class _Warp(Function):
     """`sampled` with both of its derivatives; `_DualWarp` adds forward mode."""
 
     @staticmethod
-    def forward(images, matrices, index, samples, size, options, impl):
-        return _forward(images, matrices, index, samples, size, options, impl)
+    def forward(images, matrices, index, reductions, size, options, impl):
+        return _forward(images, matrices, index, reductions, size, options, impl)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -207,15 +208,15 @@ class _Warp(Function):
         return _pull_warp(ctx, grad, _GradImages, _GradMatrices)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, images, matrices, index, samples, size, options, impl):
+    def vmap(info: Any, in_dims: tuple, images, matrices, index, reductions, size, options, impl):
         n, shared = info.batch_size, in_dims[0] is None
         count = images.shape[0] if shared else images.movedim(in_dims[0], 0).shape[1]
         matrices = leading(matrices, in_dims[1], n)
         rows = matrices.shape[1]  # not -1, which says nothing where n is 0
         index = batched_index(n, count, rows, index, in_dims[2], shared, matrices.device)
-        samples = _batched_samples(n, samples, in_dims[3])
+        reductions = _batched_reductions(n, reductions, in_dims[3])
         images = images if shared else images.movedim(in_dims[0], 0).flatten(0, 1)
-        result = sampled(images, matrices.flatten(0, 1), index, samples, size, options, impl)
+        result = sampled(images, matrices.flatten(0, 1), index, reductions, size, options, impl)
         return result.unflatten(0, (n, rows)), 0
 
 
@@ -226,26 +227,26 @@ class _DualWarp(_Warp):
 
     @staticmethod
     def jvp(ctx: Any, d_images: Tensor | None, d_matrices: Tensor | None, *_: None) -> Tensor | None:
-        images, matrices, index, samples = ctx.saved_tensors
+        images, matrices, index, reductions = ctx.saved_tensors
         parts: list[Tensor | None] = []
         if d_images is not None:
-            parts.append(sampled(d_images, matrices, index, samples, ctx.size, ctx.options.linear(), ctx.impl))
+            parts.append(sampled(d_images, matrices, index, reductions, ctx.size, ctx.options.linear(), ctx.impl))
         if d_matrices is not None:
-            parts.append(reference.tangent(images, matrices, index, samples, ctx.size, ctx.options, d_matrices))
+            parts.append(reference.tangent(images, matrices, index, reductions, ctx.size, ctx.options, d_matrices))
         return added(parts)
 
 
 def _pull_warp(ctx: Any, grad: Tensor | None, by_images: type[Function], by_matrices: type[Function]) -> tuple:
     if grad is None:
         return (None,) * 7
-    images, matrices, index, samples = ctx.saved_tensors
+    images, matrices, index, reductions = ctx.saved_tensors
     image_grad = matrix_grad = None
     # Matrices first: the images may still be in a cache, which their gradient will fill.
     if ctx.needs_input_grad[1]:
-        matrix_grad = apply(by_matrices, grad, images, matrices, index, samples, ctx.options, ctx.impl)
+        matrix_grad = apply(by_matrices, grad, images, matrices, index, reductions, ctx.options, ctx.impl)
     if ctx.needs_input_grad[0]:
         layout = (tuple(images.shape), is_channels_last(images))
-        image_grad = apply(by_images, grad, matrices, index, samples, *layout, ctx.options.linear(), ctx.impl)
+        image_grad = apply(by_images, grad, matrices, index, reductions, *layout, ctx.options.linear(), ctx.impl)
     return image_grad, matrix_grad, None, None, None, None, None
 
 
@@ -253,12 +254,12 @@ class _GradImages(Function):
     """G(g, M): for any h, <h, G(g, M)> = <warp(h, M), g>, which gives both of its derivatives."""
 
     @staticmethod
-    def forward(grad, matrices, index, samples, image_shape, channels_last, options, impl):
+    def forward(grad, matrices, index, reductions, image_shape, channels_last, options, impl):
         if impl == "cpu":
-            arguments = (grad, matrices, index, samples, image_shape, channels_last, *options)
+            arguments = (grad, matrices, index, reductions, image_shape, channels_last, *options)
             return torch.ops.diffcrop.warp_grad_images(*arguments)
         refuse_older_vmap(grad, matrices)
-        result = reference.grad_images(grad, matrices, index, samples, image_shape, options).to(grad.dtype)
+        result = reference.grad_images(grad, matrices, index, reductions, image_shape, options).to(grad.dtype)
         return result.contiguous(memory_format=layout_of(channels_last))
 
     @staticmethod
@@ -273,13 +274,13 @@ class _GradImages(Function):
         return _pull_grad_images(ctx, cotangent, _Warp, _GradMatrices)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, grad, matrices, index, samples, image_shape, channels_last, options, impl):
+    def vmap(info: Any, in_dims: tuple, grad, matrices, index, reductions, image_shape, channels_last, options, impl):
         n, count = info.batch_size, image_shape[0]
         grad, matrices = leading(grad, in_dims[0], n).flatten(0, 1), leading(matrices, in_dims[1], n)
         index = batched_index(n, count, matrices.shape[1], index, in_dims[2], False, matrices.device)
-        samples = _batched_samples(n, samples, in_dims[3])
+        reductions = _batched_reductions(n, reductions, in_dims[3])
         shape = (n * count, *image_shape[1:])
-        arguments = (grad, matrices.flatten(0, 1), index, samples, shape, channels_last, options, impl)
+        arguments = (grad, matrices.flatten(0, 1), index, reductions, shape, channels_last, options, impl)
         return _DualGradImages.apply(*arguments).unflatten(0, (n, count)), 0
 
 
@@ -290,28 +291,28 @@ class _DualGradImages(_GradImages):
 
     @staticmethod
     def jvp(ctx: Any, d_grad: Tensor | None, d_matrices: Tensor | None, *_: None) -> Tensor | None:
-        grad, matrices, index, samples = ctx.saved_tensors
+        grad, matrices, index, reductions = ctx.saved_tensors
         parts: list[Tensor | None] = []
         if d_grad is not None:
             layout = (ctx.image_shape, ctx.channels_last, ctx.options, ctx.impl)
-            parts.append(_DualGradImages.apply(d_grad, matrices, index, samples, *layout))
+            parts.append(_DualGradImages.apply(d_grad, matrices, index, reductions, *layout))
         if d_matrices is not None:
             zeros = torch.zeros(ctx.image_shape, dtype=grad.dtype, device=grad.device)
             wanted = (False, True, False)
-            parts.append(reference.second(grad, zeros, matrices, index, samples, ctx.options, d_matrices, wanted)[1])
+            parts.append(reference.second(grad, zeros, matrices, index, reductions, ctx.options, d_matrices, wanted)[1])
         return added(parts)
 
 
 def _pull_grad_images(ctx: Any, cotangent: Tensor | None, push: type[Function], by_matrices: type[Function]) -> tuple:
     if cotangent is None:
         return (None,) * 8
-    grad, matrices, index, samples = ctx.saved_tensors
+    grad, matrices, index, reductions = ctx.saved_tensors
     by_grad = matrix_grad = None
     if ctx.needs_input_grad[0]:
         size = tuple(grad.shape[2:])
-        by_grad = apply(push, cotangent, matrices, index, samples, size, ctx.options, ctx.impl)
+        by_grad = apply(push, cotangent, matrices, index, reductions, size, ctx.options, ctx.impl)
     if ctx.needs_input_grad[1]:
-        matrix_grad = apply(by_matrices, grad, cotangent, matrices, index, samples, ctx.options, ctx.impl)
+        matrix_grad = apply(by_matrices, grad, cotangent, matrices, index, reductions, ctx.options, ctx.impl)
     return (by_grad, matrix_grad, *[None] * 6)
 
 
@@ -319,11 +320,11 @@ class _GradMatrices(Function):
     """B(g, I, M); its derivatives are second derivatives of the warp and run through the reference."""
 
     @staticmethod
-    def forward(grad, images, matrices, index, samples, options, impl):
+    def forward(grad, images, matrices, index, reductions, options, impl):
         if impl == "cpu":
             images = readable(images, options.mode)
-            return torch.ops.diffcrop.warp_grad_matrices(grad, images, matrices, index, samples, *options)
-        return reference.grad_matrices(grad, images, matrices, index, samples, options)
+            return torch.ops.diffcrop.warp_grad_matrices(grad, images, matrices, index, reductions, *options)
+        return reference.grad_matrices(grad, images, matrices, index, reductions, options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -336,22 +337,22 @@ class _GradMatrices(Function):
     def backward(ctx: Any, cotangent: Tensor | None) -> tuple:
         if cotangent is None:
             return (None,) * 7
-        grad, images, matrices, index, samples = ctx.saved_tensors
+        grad, images, matrices, index, reductions = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
         if not any(wanted):
             return (None,) * 7
-        parts = reference.second(grad, images, matrices, index, samples, ctx.options, cotangent, wanted)
+        parts = reference.second(grad, images, matrices, index, reductions, ctx.options, cotangent, wanted)
         return (*parts, *[None] * 4)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, grad, images, matrices, index, samples, options, impl):
+    def vmap(info: Any, in_dims: tuple, grad, images, matrices, index, reductions, options, impl):
         n, shared = info.batch_size, in_dims[1] is None
         count = images.shape[0] if shared else images.movedim(in_dims[1], 0).shape[1]
         grad, matrices = leading(grad, in_dims[0], n).flatten(0, 1), leading(matrices, in_dims[2], n)
         index = batched_index(n, count, matrices.shape[1], index, in_dims[3], shared, matrices.device)
-        samples = _batched_samples(n, samples, in_dims[4])
+        reductions = _batched_reductions(n, reductions, in_dims[4])
         images = images if shared else images.movedim(in_dims[1], 0).flatten(0, 1)
-        result = _DualGradMatrices.apply(grad, images, matrices.flatten(0, 1), index, samples, options, impl)
+        result = _DualGradMatrices.apply(grad, images, matrices.flatten(0, 1), index, reductions, options, impl)
         return result.unflatten(0, (n, matrices.shape[1])), 0
 
 
@@ -360,8 +361,8 @@ class _DualGradMatrices(_GradMatrices):
     def jvp(
         ctx: Any, d_grad: Tensor | None, d_images: Tensor | None, d_matrices: Tensor | None, *_: None
     ) -> Tensor | None:
-        grad, images, matrices, index, samples = ctx.saved_tensors
-        rest, parts = (matrices, index, samples), []
+        grad, images, matrices, index, reductions = ctx.saved_tensors
+        rest, parts = (matrices, index, reductions), []
         if d_grad is not None:
             parts.append(_DualGradMatrices.apply(d_grad, images, *rest, ctx.options, ctx.impl))
         if d_images is not None:
@@ -373,24 +374,24 @@ class _DualGradMatrices(_GradMatrices):
         return added(parts)
 
 
-def _batched_samples(n: int, samples: Tensor | None, dim: int | None) -> Tensor | None:
-    return None if samples is None else leading(samples, dim, n).flatten(0, 1)
+def _batched_reductions(n: int, reductions: Tensor | None, dim: int | None) -> Tensor | None:
+    return None if reductions is None else leading(reductions, dim, n).flatten(0, 1)
 
 
 # The operators for the compiler and for whoever meets them in a graph: shapes, and the derivative by the same facts.
 
 
-def _fake_warp(images, matrices, index, samples, size, channels_last, mode, *_):
+def _fake_warp(images, matrices, index, reductions, size, channels_last, mode, *_):
     shape, dtype = (matrices.shape[0], images.shape[1], *size), result_dtype(images.dtype, mode)
     return images.new_empty(shape, dtype=dtype).contiguous(memory_format=layout_of(channels_last))
 
 
-def _fake_jacobian(images, matrices, index, samples, size, projective, mode, *_):
+def _fake_jacobian(images, matrices, index, reductions, size, projective, mode, *_):
     shape = (matrices.shape[0], images.shape[1], *size, 9 if projective else 6)
     return images.new_empty(shape, dtype=result_dtype(images.dtype, mode))
 
 
-def _fake_grad_images(grad, matrices, index, samples, image_shape, channels_last, *_):
+def _fake_grad_images(grad, matrices, index, reductions, image_shape, channels_last, *_):
     return grad.new_empty(image_shape).contiguous(memory_format=layout_of(channels_last))
 
 
@@ -399,10 +400,10 @@ def _fake_grad_matrices(grad, images, matrices, *_):
 
 
 def _setup_warp(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    images, matrices, index, samples, size, _, *options = inputs
+    images, matrices, index, reductions, size, _, *options = inputs
     options = WarpOptions(*options)
     options = options._replace(fill=tuple(options.fill))
-    _Warp.setup_context(ctx, (images, matrices, index, samples, tuple(size), options, "cpu"), output)
+    _Warp.setup_context(ctx, (images, matrices, index, reductions, tuple(size), options, "cpu"), output)
 
 
 def _backward_warp(ctx: Any, grad: Tensor | None) -> tuple:

@@ -2,9 +2,10 @@
 
 Where a box reduces its image, the longest steps between its neighbouring outputs are s_x and s_y image pixels along u
 and v (the largest over the crop's corners and centre), the shortest of both the least over these. The box reads level l
-of its image, which is the whole image reduced by 2^l with `area`, the largest l with 2^l <= shortest / `OVERSAMPLING`,
-and takes m = ceil(s / 2^l) samples of it to an output and axis, which the mode's filter weighs. Where m would exceed
-`MOST_SAMPLES` the level is raised: the shorter axis is blurred rather than the longer one aliased.
+of its image, which is the whole image reduced by 2^l with `area`, the largest l with 2^l <= shortest / `OVERSAMPLING`.
+There its reductions are s / 2^l, rounded to 1 / `UNIT`, and the warp takes ceil(s / 2^l) samples of it to an output and
+axis, which the mode's filter weighs. Where that would exceed `MOST_SAMPLES` the level is raised: the shorter axis is
+blurred rather than the longer one aliased.
 """
 
 from __future__ import annotations
@@ -19,19 +20,24 @@ from ._options import WarpOptions
 
 MOST_SAMPLES = 16
 OVERSAMPLING = 4.0
-# A reduction this close above a whole number of samples counts as that: rotations by sines and cosines are rounded.
+# Reductions are whole numbers of this part of 1, as sines and cosines are rounded: what is meant to be whole is.
+UNIT = 256
+# Of levels, which are powers of two.
 _SLACK = 2.0**-32
 
 
 class Plan(NamedTuple):
-    """For each box its ``level`` (R,) and its ``samples`` (R, 2) along x and y; both int64, without derivatives."""
+    """For each box its ``level`` (R,) and its ``reductions`` (R, 2) along x and y there, at least `UNIT`, which is 1.
+
+    Both are int64 and without derivatives.
+    """
 
     level: Tensor
-    samples: Tensor
+    reductions: Tensor
 
 
 def plan(matrices: Tensor, size: tuple[int, int], image_size: tuple[int, int]) -> Plan:
-    """What serves boxes (R, 3, 3) of this output size. Boxes that are not finite are given one sample of the image."""
+    """What serves boxes (R, 3, 3) of this output size. Boxes that are not finite count as not reduced."""
     h, w = size
     matrices = matrices.detach().to(torch.float32 if matrices.device.type == "mps" else torch.float64)
     points = [(0.0, 0.0), (w, 0.0), (0.0, h), (w, h), (0.5 * w, 0.5 * h)]
@@ -52,9 +58,9 @@ def plan(matrices: Tensor, size: tuple[int, int], image_size: tuple[int, int]) -
     powers = 2.0 ** torch.arange(levels(image_size), dtype=matrices.dtype, device=matrices.device)
     fine, coarse = shortest / OVERSAMPLING * (1 + _SLACK), longest.amax(1) / MOST_SAMPLES * (1 - _SLACK)
     level = torch.maximum((fine[:, None] >= 2 * powers).sum(1), (coarse[:, None] > powers).sum(1))
-    samples = torch.ceil(longest * torch.exp2(-level)[:, None] * (1 - _SLACK)).clamp(1, MOST_SAMPLES)
+    reductions = (longest * torch.exp2(-level)[:, None] * UNIT).round().clamp(UNIT, MOST_SAMPLES * UNIT)
     known = torch.isfinite(matrices).flatten(1).all(1)
-    return Plan(torch.where(known, level, 0).long(), torch.where(known[:, None], samples, 1).long())
+    return Plan(torch.where(known, level, 0).long(), torch.where(known[:, None], reductions, UNIT).long())
 
 
 def levels(image_size: tuple[int, int]) -> int:

@@ -6,10 +6,14 @@ With (u, v) a point of the crop in its own pixels and M the matrix of its box,
     surface(c) = sum_a sum_b f(k_a - c_y) f(k_b - c_x) image[k_a, k_b]   f: the mode's filter, of width 1
     warp[i, j] = sum_s sum_t w_s w_t surface(c(j + p_t, i + p_s))
 
-The last line is the filter again, over m samples an axis and output (``samples``); where m is 1 it is
-surface(c(j + 1/2, i + 1/2)). Shapes throughout: ``images`` (B, C, H, W); ``matrices`` (R, 3, 3); ``index`` (R,) or
-None, which means that R is a multiple of B and box r reads image r // (R / B); ``samples`` (R, 2) int64, m along x and
-y (0: no box at all, the result is 0), or None for ones; the result is (R, C, h, w).
+The last line is the filter again, over m samples an axis and output, where the reduction s is above 1. The surface is
+an image that is filtered already, at width 1, so the samples' filter is a narrower one, which tends to the middle
+sample as s tends to 1 (`_weights`). For all filters but `area` there are m = ceil(s) samples, one of them in the
+middle: p_t = 1/2 + t/m for whole t. For `area` they are the middles of m parts of the output.
+
+Shapes throughout: ``images`` (B, C, H, W); ``matrices`` (R, 3, 3); ``index`` (R,) or None, which means that R is a
+multiple of B and box r reads image r // (R / B); ``reductions`` (R, 2) int64, s along x and y in parts of `UNIT` (1 and
+less: no reduction; 0: no box at all, the result is 0), or None where nothing is reduced; the result is (R, C, h, w).
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ from diffcrop._options import WarpOptions, result_dtype, sum_dtype
 
 # No box has more samples an axis and output.
 MOST_SAMPLES = 16
+# A reduction of 1, as reductions are given.
+UNIT = 256
 # Beyond this a matrix counts as infinite: its products must not overflow.
 _FARTHEST = 1e100
 # Positions farther out than this are as good as infinity: the nearest such place serves, and nothing moves there.
@@ -43,16 +49,16 @@ def warp(
     images: Tensor,
     matrices: Tensor,
     index: Tensor | None,
-    samples: Tensor | None,
+    reductions: Tensor | None,
     size: Sequence[int],
     options: WarpOptions,
 ) -> Tensor:
     """The warped images (R, C, *size)."""
     if matrices.shape[0] == 0:
         return images.new_zeros((0, images.shape[1], *size), dtype=result_dtype(images.dtype, options.mode))
-    steps = _steps(images.shape, matrices, index, samples, size, options)
+    steps = _steps(images.shape, matrices, index, reductions, size, options)
     if steps is None:
-        return _warp(images, matrices, index, samples, size, options)
+        return _warp(images, matrices, index, reductions, size, options)
     return torch.cat([_warp(images[b], matrices[r], i, s, size, options) for r, b, i, s in steps])
 
 
@@ -61,7 +67,7 @@ def grad_images(
     grad: Tensor,
     matrices: Tensor,
     index: Tensor | None,
-    samples: Tensor | None,
+    reductions: Tensor | None,
     image_shape: Sequence[int],
     options: WarpOptions,
 ) -> Tensor:
@@ -69,11 +75,11 @@ def grad_images(
     zeros = grad.new_zeros(tuple(image_shape), dtype=sum_dtype(grad.dtype))
     grad, size = grad.to(zeros.dtype), grad.shape[2:]
     differentiated = torch.is_grad_enabled() and (grad.requires_grad or matrices.requires_grad)
-    steps = None if differentiated else _steps(image_shape, matrices, index, samples, size, options)
+    steps = None if differentiated else _steps(image_shape, matrices, index, reductions, size, options)
     if steps is None or matrices.shape[0] == 0:
 
         def function(i: Tensor) -> Tensor:
-            return warp(i, matrices, index, samples, size, options)
+            return warp(i, matrices, index, reductions, size, options)
 
         return pull(function, [zeros], grad, differentiated)[1][0]
     for r, b, i, s in steps:
@@ -91,17 +97,17 @@ def grad_matrices(
     images: Tensor,
     matrices: Tensor,
     index: Tensor | None,
-    samples: Tensor | None,
+    reductions: Tensor | None,
     options: WarpOptions,
 ) -> Tensor:
     """``<grad, d warp / d matrix>`` (R, 3, 3), in the matrices' dtype."""
     size = grad.shape[2:]
     differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in (grad, images, matrices))
-    steps = None if differentiated else _steps(images.shape, matrices, index, samples, size, options)
+    steps = None if differentiated else _steps(images.shape, matrices, index, reductions, size, options)
     if steps is None or matrices.shape[0] == 0:
 
         def function(m: Tensor) -> Tensor:
-            return warp(images, m, index, samples, size, options)
+            return warp(images, m, index, reductions, size, options)
 
         return pull(function, [matrices], grad, differentiated)[1][0]
     parts = []
@@ -119,7 +125,7 @@ def tangent(
     images: Tensor,
     matrices: Tensor,
     index: Tensor | None,
-    samples: Tensor | None,
+    reductions: Tensor | None,
     size: Sequence[int],
     options: WarpOptions,
     d_matrices: Tensor,
@@ -128,11 +134,11 @@ def tangent(
     if is_concrete(images, matrices) and torch.is_inference_mode_enabled():
         # No graph can be had there, and none of its tensors may enter one.
         with torch.inference_mode(False):
-            owner, counts = (None if t is None else t.clone() for t in (index, samples))
+            owner, counts = (None if t is None else t.clone() for t in (index, reductions))
             return tangent(images.clone(), matrices.clone(), owner, counts, size, options, d_matrices.clone())
 
     def function(m: Tensor) -> Tensor:
-        return warp(images, m, index, samples, size, options)
+        return warp(images, m, index, reductions, size, options)
 
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (images, matrices, d_matrices))
     return push(function, matrices, d_matrices, wanted)
@@ -144,7 +150,7 @@ def second(
     images: Tensor,
     matrices: Tensor,
     index: Tensor | None,
-    samples: Tensor | None,
+    reductions: Tensor | None,
     options: WarpOptions,
     d_matrices: Tensor,
     wanted: Sequence[bool],
@@ -157,7 +163,7 @@ def second(
     differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in (grad, images, matrices, d_matrices))
 
     def function(i: Tensor, m: Tensor) -> Tensor:
-        return tangent(i, m, index, samples, grad.shape[2:], options, d_matrices)
+        return tangent(i, m, index, reductions, grad.shape[2:], options, d_matrices)
 
     if wanted[1]:
         value, grads = pull(function, [images, matrices], grad, differentiated)
@@ -172,28 +178,28 @@ def _steps(
     image_shape: Sequence[int],
     matrices: Tensor,
     index: Tensor | None,
-    samples: Tensor | None,
+    reductions: Tensor | None,
     size: Sequence[int],
     options: WarpOptions,
 ) -> Iterator[tuple[slice, slice, Tensor | None, Tensor | None]] | None:
     """Box, image, index and samples of one box after another, where all at once would take more than `_BUDGET`."""
     rows, count = matrices.shape[0], image_shape[0]
-    given = [t for t in (matrices, index, samples) if t is not None]
+    given = [t for t in (matrices, index, reductions) if t is not None]
     if rows < (2 if index is None else 1) or count == 0 or not is_concrete(*given):
         return None
-    most = 1 if samples is None or samples.numel() == 0 else max(int(samples.max()), 1)
+    most = 1 if reductions is None or reductions.numel() == 0 else _most(reductions, options.mode)
     if 16 * rows * image_shape[1] * math.prod(size) * most**2 * TAPS[options.mode] ** 2 <= _BUDGET:
         return None
     owners = [r // (rows // count) for r in range(rows)] if index is None else index.tolist()
-    return (_step(r, b, count, samples, matrices.device) for r, b in enumerate(owners))
+    return (_step(r, b, count, reductions, matrices.device) for r, b in enumerate(owners))
 
 
 def _step(
-    row: int, owner: int, count: int, samples: Tensor | None, device: torch.device
+    row: int, owner: int, count: int, reductions: Tensor | None, device: torch.device
 ) -> tuple[slice, slice, Tensor | None, Tensor | None]:
     known = 0 <= owner < count
     image = slice(owner, owner + 1) if known else slice(0, 1)
-    counts = None if samples is None else samples[row : row + 1]
+    counts = None if reductions is None else reductions[row : row + 1]
     return slice(row, row + 1), image, None if known else torch.full((1,), -1, device=device), counts
 
 
@@ -201,7 +207,7 @@ def _warp(
     images: Tensor,
     matrices: Tensor,
     index: Tensor | None,
-    samples: Tensor | None,
+    reductions: Tensor | None,
     size: Sequence[int],
     options: WarpOptions,
 ) -> Tensor:
@@ -222,12 +228,13 @@ def _warp(
     matrices = torch.where(valid[:, None, None], matrices, torch.eye(3, dtype=position, device=matrices.device))
 
     reach, most = REACH[options.mode], MOST_SAMPLES
-    if samples is None:
+    if reductions is None:
         reach, most = 0, 1
-    elif is_concrete(samples):
-        most = max(int(samples.max()), 1)
+    elif is_concrete(reductions):
+        most = _most(reductions, options.mode)
         reach = 0 if most == 1 else reach
-    places = [_places(n, m, reach, most) for n, m in zip(size, _counts(samples, rows, matrices.device), strict=True)]
+    steps = _steps_of(reductions, rows, matrices.device)
+    places = [_places(n, s, reach, most, options.mode) for n, s in zip(size, steps, strict=True)]
     center, seen = _positions(matrices, size, *places)
     taps = [_taps(c, n, options) for c, n in zip(center, (height, width), strict=True)]
     table = images.permute(0, 2, 3, 1).reshape(count * height * width, images.shape[1])
@@ -238,44 +245,80 @@ def _warp(
         result = _surface(table, start, width, taps, fill, dtype)
     background = fill if options.padding_mode == "constant" else torch.zeros_like(fill)
     result = torch.where(seen[..., None], result, background)
-    if samples is not None and (most > 1 or reach > 0):
-        for n, m in zip(size, _counts(samples, rows, matrices.device), strict=True):
-            result = _reduced(result, _weights(m, reach, most, options).to(dtype), n).movedim(1, 2)
-    if samples is not None:
-        result = torch.where((samples > 0).all(-1)[:, None, None, None], result, torch.zeros_like(background))
-        valid = valid | ~(samples > 0).all(-1)
+    if reductions is not None and (most > 1 or reach > 0):
+        for n, s in zip(size, steps, strict=True):
+            result = _reduced(result, _weights(s, reach, most, options).to(dtype), n).movedim(1, 2)
+    if reductions is not None:
+        result = torch.where((reductions > 0).all(-1)[:, None, None, None], result, torch.zeros_like(background))
+        valid = valid | ~(reductions > 0).all(-1)
     unknown = nan.to(dtype)[:, None, None, None] if dtype.is_floating_point else fill
     result = torch.where(valid[:, None, None, None], result, unknown)
     return result.movedim(-1, 1).to(result_dtype(images.dtype, options.mode)).contiguous()
 
 
-def _counts(samples: Tensor | None, rows: int, device: torch.device) -> list[Tensor]:
-    """The samples along y and x, at least one."""
-    if samples is None:
-        return [torch.ones(rows, dtype=torch.int64, device=device)] * 2
-    return [samples[:, axis].clamp(1, MOST_SAMPLES) for axis in (1, 0)]
+def _steps_of(reductions: Tensor | None, rows: int, device: torch.device) -> list[Tensor]:
+    """The reductions (R,) along y and x, at least 1 and at most `MOST_SAMPLES`, in parts of `UNIT`."""
+    if reductions is None:
+        return [torch.full((rows,), UNIT, dtype=torch.int64, device=device)] * 2
+    return [reductions[:, axis].clamp(UNIT, MOST_SAMPLES * UNIT) for axis in (1, 0)]
 
 
-def _places(n: int, m: Tensor, reach: int, most: int) -> Tensor:
+def _most(reductions: Tensor, mode: str) -> int:
+    """No box of a call has more samples to an output."""
+    return max(1, *_count(reductions.clamp(UNIT, MOST_SAMPLES * UNIT), mode).flatten().tolist())
+
+
+def _count(s: Tensor, mode: str) -> Tensor:
+    """The samples to an output."""
+    m = torch.div(s + (UNIT - 1), UNIT, rounding_mode="floor")
+    return torch.where((s > UNIT) & (3 * s < 5 * UNIT), 3, m) if mode == "area" else m
+
+
+def _places(n: int, s: Tensor, reach: int, most: int, mode: str) -> Tensor:
     """Where the samples lie along an axis, (R, (n + 2 reach) most): `most` to an output, of which m are needed."""
-    j = torch.arange(-reach, n + reach, dtype=torch.float64, device=m.device)
-    t = torch.arange(most, dtype=torch.float64, device=m.device)
-    return (j[:, None] + (t + 0.5) / m[:, None, None]).flatten(1)
+    m = _count(s, mode)[:, None, None]
+    j = torch.arange(-reach, n + reach, device=s.device)
+    t = torch.arange(most, device=s.device)
+    middle = 0.5 if mode == "area" else 0.5 * (m % 2).to(torch.float64)
+    return (((j[:, None] * m + t).to(torch.float64) + middle) / m).flatten(1)
 
 
-def _weights(m: Tensor, reach: int, most: int, options: WarpOptions) -> Tensor:
-    """What the samples weigh in an output, (R, 2 reach + 1, most); they sum to 1."""
-    d = torch.arange(-reach, reach + 1, dtype=torch.float64, device=m.device)
-    t = torch.arange(most, dtype=torch.float64, device=m.device)
-    there = t < m[:, None]
+def _weights(s: Tensor, reach: int, most: int, options: WarpOptions) -> Tensor:
+    """What the samples weigh in an output, (R, 2 reach + 1, most); they sum to 1.
+
+    `bilinear`: the triangle with which samples and surface together have the variance of the triangle of width s, so
+    that of the samples, in units of their distance, is m^2 (1 - 1/s^2) / 6. Where s is m that is the triangle itself.
+    `bicubic` and `lanczos3` have next to no variance, and fourth moments that add; their width is that of the filter
+    times the third root of 1 - 1/s^4, which is nearer to the best (in the least squares' sense) than the fourth.
+    `area`: three samples up to a reduction of 5/3, the outer ones with a weight of s - 1, and a plain mean beyond.
+    """
+    m = _count(s, options.mode)[:, None, None]
+    s = s.to(torch.float64)[:, None, None] / UNIT
+    d = torch.arange(-reach, reach + 1, device=s.device)[:, None]
+    t = torch.arange(most, device=s.device)
+    distance = (d * m + (t - m // 2)).abs()
     if options.mode == "area":
-        weights = there[:, None].to(torch.float64)
+        weights = torch.where((s < 5 / 3) & (distance == 1), s - 1, 1.0)
     else:
+        support = _support((1 - s**-2) * m**2 / 6)
+        if options.mode != "bilinear":
+            support = (m * (1 - s**-4) ** (1 / 3)).clamp(min=1)
         kernel = get(options.mode, options.antialias, 1.0)
-        place = d[:, None] + (t + 0.5) / m[:, None, None] - 0.5
-        one = torch.ones((), dtype=torch.float64, device=m.device)
-        weights = torch.where(there[:, None], kernel.values(place, torch.zeros_like(one), one), 0.0)
+        one = torch.ones((), dtype=torch.float64, device=s.device)
+        weights = kernel.values(distance / support, torch.zeros_like(one), one)
+    weights = torch.where(t < m, weights, 0.0)
     return weights / weights.sum((1, 2), keepdim=True)
+
+
+def _support(variance: Tensor) -> Tensor:
+    """Where the triangle ends whose values at whole numbers have this variance.
+
+    One that ends at T in (K, K + 1] has the variance 2 sum_k<=K (1 - k/T) k^2 / (1 + 2 sum_k<=K (1 - k/T)), which is to
+    be solved for T; at T = K + 1 that is K (K + 2) / 6.
+    """
+    last = torch.ceil(torch.sqrt(1 + 6 * variance) - 1).clamp(min=1)
+    squares, cubes, twice = last * (last + 1) * (2 * last + 1) / 3, (last * (last + 1)) ** 2 / 2, last * (last + 1)
+    return (cubes - variance * twice) / (squares - variance * (1 + 2 * last))
 
 
 def _reduced(fine: Tensor, weights: Tensor, n: int) -> Tensor:
