@@ -130,7 +130,11 @@ DIFFCROP_INLINE void read_pixels(float* to, int64_t step, const T* from, const V
     const __m512 left = _mm512_sub_ps(one, x), above = _mm512_sub_ps(one, y);
     const __m512 upper = _mm512_fmadd_ps(x, p.upper[1], _mm512_mul_ps(left, p.upper[0]));
     const __m512 lower = _mm512_fmadd_ps(x, p.lower[1], _mm512_mul_ps(left, p.lower[0]));
-    _mm512_mask_storeu_ps(to, mask, _mm512_fmadd_ps(y, lower, _mm512_mul_ps(above, upper)));
+    const __m512 value = _mm512_fmadd_ps(y, lower, _mm512_mul_ps(above, upper));
+    if (mask == 0xffff)
+      _mm512_storeu_ps(to, value);
+    else
+      _mm512_mask_storeu_ps(to, mask, value);
   }
 }
 
@@ -195,21 +199,30 @@ inline void separate_lanes(float* const (&rows)[4], const float* from, int64_t c
   const __m512i even = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
   const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(2));
   float *const first = rows[0], *const second = rows[1], *const third = rows[2], *const fourth = rows[3];
-  for (int64_t j = 0; j < count; j += kLanes) {
-    const __mmask16 lanes = first_lanes(count - j);
-    __m512 part[4];
-    for (int i = 0; i < 4; ++i)
-      part[i] = _mm512_maskz_loadu_ps(first_lanes(std::max<int64_t>(4 * (count - j) - i * kLanes, 0)),
-                                      from + 4 * j + i * kLanes);
+  const auto turn = [even, odd](const __m512(&part)[4], __m512(&row)[4]) __attribute__((always_inline)) {
     const __m512 low01 = _mm512_permutex2var_ps(part[0], even, part[1]);
     const __m512 high01 = _mm512_permutex2var_ps(part[2], even, part[3]);
     const __m512 low23 = _mm512_permutex2var_ps(part[0], odd, part[1]);
     const __m512 high23 = _mm512_permutex2var_ps(part[2], odd, part[3]);
-    _mm512_mask_storeu_ps(first + j, lanes, _mm512_shuffle_f32x4(low01, high01, 0x44));
-    _mm512_mask_storeu_ps(second + j, lanes, _mm512_shuffle_f32x4(low01, high01, 0xee));
-    _mm512_mask_storeu_ps(third + j, lanes, _mm512_shuffle_f32x4(low23, high23, 0x44));
-    _mm512_mask_storeu_ps(fourth + j, lanes, _mm512_shuffle_f32x4(low23, high23, 0xee));
+    row[0] = _mm512_shuffle_f32x4(low01, high01, 0x44), row[1] = _mm512_shuffle_f32x4(low01, high01, 0xee);
+    row[2] = _mm512_shuffle_f32x4(low23, high23, 0x44), row[3] = _mm512_shuffle_f32x4(low23, high23, 0xee);
+  };
+  __m512 part[4], row[4];
+  int64_t j = 0;
+  for (; j + kLanes <= count; j += kLanes) {
+    for (int i = 0; i < 4; ++i) part[i] = _mm512_loadu_ps(from + 4 * j + i * kLanes);
+    turn(part, row);
+    _mm512_storeu_ps(first + j, row[0]), _mm512_storeu_ps(second + j, row[1]);
+    _mm512_storeu_ps(third + j, row[2]), _mm512_storeu_ps(fourth + j, row[3]);
   }
+  if (j == count) return;
+  const __mmask16 lanes = first_lanes(count - j);
+  for (int i = 0; i < 4; ++i)
+    part[i] = _mm512_maskz_loadu_ps(first_lanes(std::max<int64_t>(4 * (count - j) - i * kLanes, 0)),
+                                    from + 4 * j + i * kLanes);
+  turn(part, row);
+  _mm512_mask_storeu_ps(first + j, lanes, row[0]), _mm512_mask_storeu_ps(second + j, lanes, row[1]);
+  _mm512_mask_storeu_ps(third + j, lanes, row[2]), _mm512_mask_storeu_ps(fourth + j, lanes, row[3]);
 }
 
 }  // namespace diffcrop::DIFFCROP_LEVEL
