@@ -57,8 +57,9 @@ struct Lattice {
     const int64_t length = padded(count), numbers = sizeof(double) / sizeof(A);
     u = reinterpret_cast<double*>(scratch.take(length * numbers));
     v = reinterpret_cast<double*>(scratch.take(length * numbers));
-    for (int64_t i = begin, k = 0; i < end; ++i)
-      for (int64_t j = 0; j < width; ++j, ++k) u[k] = plan.x.place(j), v[k] = plan.y.place(i);
+    for (int64_t j = 0; j < width; ++j) u[j] = plan.x.place(j);
+    for (int64_t k = width; k < count; ++k) u[k] = u[k - width];
+    for (int64_t i = begin, k = 0; i < end; ++i, k += width) std::fill_n(v + k, width, plan.y.place(i));
     for (int64_t k = count; k < length; ++k) u[k] = u[count - 1], v[k] = v[count - 1];
   }
 };

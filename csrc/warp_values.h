@@ -4,7 +4,9 @@ namespace diffcrop::DIFFCROP_LEVEL {
 
 template <class O, class A>
 void write_line(O* to, int64_t step, const A* from, int64_t count) {
-  if (step == 1)
+  if (step == 1 && count == kSpots)  // a length that is known: a copy would be made by a loop that starts slowly
+    for (int64_t j = 0; j < kSpots; ++j) to[j] = store<O>(from[j]);
+  else if (step == 1)
     for (int64_t j = 0; j < count; ++j) to[j] = store<O>(from[j]);
   else
     for (int64_t j = 0; j < count; ++j) to[j * step] = store<O>(from[j]);
@@ -27,29 +29,37 @@ A* weights_of(const Reduction& axis, Scratch<A>& scratch) {
   return weight;
 }
 
+// What was found, the first `lanes` samples of channels [c, c_end), to where the first of them belongs.
+template <class T, class A>
+DIFFCROP_INLINE void read_to(ResultOf<T>* to, const View<ResultOf<T>>& out, Sampler<T, A>& sampler, int64_t c,
+                             int64_t c_end, int64_t lanes) {
+  if constexpr (std::is_same_v<ResultOf<T>, A>) {
+    if (out.column == 1 && lanes == kSpots) return sampler.read(to, out.channel, c, c_end);
+    if (out.channel == 1 && sampler.read_side_by_side(to, out.column, c, c_end, lanes)) return;
+  }
+  alignas(64) A values[kShared * kSpots];
+  sampler.read(values, kSpots, c, c_end);
+  for (int64_t n = 0; n < c_end - c; ++n) write_line(to + n * out.channel, out.column, values + n * kSpots, lanes);
+}
+
 template <class T, class A>
 void warp_narrow(Sampler<T, A>& sampler, const WarpPlan& plan, const View<ResultOf<T>>& out, int64_t width, int64_t c,
                  int64_t c_end, int64_t begin, int64_t end, Scratch<A>& scratch) {
   const Lattice<A> lattice(plan, width, begin, end, scratch);
-  alignas(64) A values[kShared * kSpots];
   const bool one_row = out.row == width * out.column;
   for (int64_t k = 0; k < lattice.count; k += kSpots) {
     const int64_t lanes = std::min(kSpots, lattice.count - k);
     sampler.template find<false>(Line(plan, lattice.v + k), lattice.u + k);
-    if constexpr (std::is_same_v<ResultOf<T>, A>)
-      if (one_row && out.channel == 1 &&
-          sampler.read_side_by_side(out.at(c, begin) + k * out.column, out.column, c, c_end, lanes))
-        continue;
-    sampler.read(values, kSpots, c, c_end);
-    for (int64_t n = c; n < c_end; ++n) {
-      const A* const from = values + (n - c) * kSpots;
-      if (one_row) {
-        write_line(out.at(n, begin) + k * out.column, out.column, from, lanes);
-        continue;
-      }
-      for (int64_t l = 0; l < lanes; ++l)
-        out.at(n, begin + (k + l) / width)[(k + l) % width * out.column] = store<ResultOf<T>>(from[l]);
+    if (one_row) {
+      read_to(out.at(c, begin) + k * out.column, out, sampler, c, c_end, lanes);
+      continue;
     }
+    alignas(64) A values[kShared * kSpots];
+    sampler.read(values, kSpots, c, c_end);
+    for (int64_t n = c; n < c_end; ++n)
+      for (int64_t l = 0; l < lanes; ++l)
+        out.at(n, begin + (k + l) / width)[(k + l) % width * out.column] =
+            store<ResultOf<T>>(values[(n - c) * kSpots + l]);
   }
 }
 
@@ -68,24 +78,11 @@ void warp_rows(const WarpPlan& plan, const Surface& surface, const View<const T>
   if (plan.x.length() == 1 && y.length() == 1) {
     if (is_narrow(width)) return warp_narrow(sampler, plan, out, width, c, c_end, begin, end, scratch);
     const double* const u = places(plan.x, width, scratch);
-    alignas(64) A values[kShared * kSpots];
     for (int64_t top = begin; top < end; top += kAbreast)
       for (int64_t j = 0; j < width; j += kSpots)
         for (int64_t i = top; i < std::min(top + kAbreast, end); ++i) {
           sampler.template find<false>(Line(plan, y.place(i)), u + j);
-          if constexpr (std::is_same_v<ResultOf<T>, A>) {
-            if (out.column == 1 && j + kSpots <= width) {
-              sampler.read(out.at(c, i) + j, out.channel, c, c_end);
-              continue;
-            }
-            if (out.channel == 1 && sampler.read_side_by_side(out.at(c, i) + j * out.column, out.column, c, c_end,
-                                                              std::min(kSpots, width - j)))
-              continue;
-          }
-          sampler.read(values, kSpots, c, c_end);
-          for (int64_t n = c; n < c_end; ++n)
-            write_line(out.at(n, i) + j * out.column, out.column, values + (n - c) * kSpots,
-                       std::min(kSpots, width - j));
+          read_to(out.at(c, i) + j * out.column, out, sampler, c, c_end, std::min(kSpots, width - j));
         }
     return;
   }
