@@ -104,9 +104,8 @@ struct WarpPart {
   int64_t height, width;  // of the crop
 };
 
-// The operations on images that store T, for one instruction set; warp_rows.h and
-// warp_slopes.h say what each does. [c, c_end) are at
-// most kShared channels; `fill` has a value for every channel.
+// The operations on images that store T, for one instruction set; warp_values.h, warp_jacobian.h, warp_matrices.h and
+// warp_images.h say what each does. [c, c_end) are at most kShared channels; `fill` has a value for every channel.
 template <class T>
 struct WarpKernels {
   using A = SumOf<T>;

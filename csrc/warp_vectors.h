@@ -1,4 +1,4 @@
-// Bilinear samples inside of the image with registers of sixteen. For AVX-512, included by warp_rows.h there alone.
+// Bilinear samples inside of the image with registers of sixteen. For AVX-512, included by warp_kernels.h there alone.
 
 namespace diffcrop::DIFFCROP_LEVEL {
 
