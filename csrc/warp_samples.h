@@ -151,6 +151,11 @@ Layout layout_of(const View<const T>& image, const Surface& surface) {
   return image.channel == 1 && image.more == 0 ? Layout::pixels : Layout::others;
 }
 
+// Rows of a crop that are sampled together, sixteen columns of each: they read the same lines of the cache.
+constexpr int64_t kAbreast = 8;
+// Pages of memory that a processor finds at once.
+constexpr double kPages = 64, kPage = 4096;
+
 // What it takes to read sixteen samples of one box, and where the last ones were found.
 template <class T, class A>
 class Sampler {
@@ -196,6 +201,36 @@ class Sampler {
       }
 #endif
     return false;
+  }
+
+  // Sixteen samples of each of the rows [begin, end), at most kAbreast, one channel of all after the other; false if
+  // that is not how they are read. `out`: the first of them in the crop.
+  template <class O>
+  bool read_rows([[maybe_unused]] const View<O>& out, [[maybe_unused]] int64_t begin, [[maybe_unused]] int64_t end,
+                 [[maybe_unused]] const double* u, [[maybe_unused]] int64_t c, [[maybe_unused]] int64_t c_end) {
+#if DIFFCROP_LOOKUPS
+    if constexpr (std::is_same_v<A, float> && std::is_same_v<O, float>) {
+      Between found[kAbreast];
+      for (int64_t i = begin; i < end; ++i) {
+        find<false>(Line(plan_, plan_.y.place(i)), u);
+        if (found_ != Found::between || layout_ != Layout::planes) return false;
+        found[i - begin] = between_;
+      }
+      for (int64_t n = c; n < c_end; ++n)
+        for (int64_t i = begin; i < end; ++i)
+          _mm512_storeu_ps(out.at(n, i), read_between(image_.at(n, 0), image_.row, found[i - begin]));
+      return true;
+    }
+#endif
+    return false;
+  }
+
+  // Whether kAbreast rows of sixteen samples of so many channels lie on too many pages to be read channel by channel
+  // within a row.
+  bool is_scattered(int64_t channels) const {
+    const double rows = std::abs(plan_.m[3]) * kSpots + std::abs(plan_.m[4]) * kAbreast + 2;
+    const double bytes = static_cast<double>(image_.row * static_cast<int64_t>(sizeof(T)));
+    return static_cast<double>(channels) * rows * std::min(bytes / kPage, 1.0) > kPages;
   }
 
   // by_x and by_y += the derivatives of the values by both positions, times g, whose channels are `stride` apart. Only

@@ -63,9 +63,6 @@ void warp_narrow(Sampler<T, A>& sampler, const WarpPlan& plan, const View<Result
   }
 }
 
-// Rows of a crop that are sampled together, sixteen columns of each: they read the same lines of the cache.
-constexpr int64_t kAbreast = 8;
-
 // Rows [begin, end) of channels [c, c_end) of a crop, `width` wide.
 template <class T>
 void warp_rows(const WarpPlan& plan, const Surface& surface, const View<const T>& image, const View<ResultOf<T>>& out,
@@ -78,12 +75,17 @@ void warp_rows(const WarpPlan& plan, const Surface& surface, const View<const T>
   if (plan.x.length() == 1 && y.length() == 1) {
     if (is_narrow(width)) return warp_narrow(sampler, plan, out, width, c, c_end, begin, end, scratch);
     const double* const u = places(plan.x, width, scratch);
+    const bool by_channel = out.column == 1 && sampler.is_scattered(c_end - c);
     for (int64_t top = begin; top < end; top += kAbreast)
-      for (int64_t j = 0; j < width; j += kSpots)
-        for (int64_t i = top; i < std::min(top + kAbreast, end); ++i) {
+      for (int64_t j = 0; j < width; j += kSpots) {
+        const int64_t stop = std::min(top + kAbreast, end), lanes = std::min(kSpots, width - j);
+        const View<ResultOf<T>> part{out.data + j * out.column, out.channel, out.row, out.column, out.more};
+        if (by_channel && lanes == kSpots && sampler.read_rows(part, top, stop, u + j, c, c_end)) continue;
+        for (int64_t i = top; i < stop; ++i) {
           sampler.template find<false>(Line(plan, y.place(i)), u + j);
-          read_to(out.at(c, i) + j * out.column, out, sampler, c, c_end, std::min(kSpots, width - j));
+          read_to(part.at(c, i), out, sampler, c, c_end, lanes);
         }
+      }
     return;
   }
   const int64_t count = plan.x.count(width), stride = padded(count), channels = c_end - c;
