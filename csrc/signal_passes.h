@@ -1,7 +1,7 @@
 // The operations on crops of signals. Compiled once for every instruction set, as passes.h is.
 //
 //   crop       crop[j] = sum_t w[j, t] signal[start[j] + t]
-//   by signal  grad[start[j] + t] += w[j, t] g[j], output by output in their order
+//   by signal  grad[start[j] + t] += w[j, t] g[j], output by output in their order, or the transposed product
 //   by box     sum_j g[j] d crop[j] / d position_j, weighted for both ends; and so for the width
 //
 // `shift` is taken off every pixel that is read.

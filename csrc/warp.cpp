@@ -94,7 +94,7 @@ struct Parts {
   Parts(int64_t rows, int64_t width, int64_t channels)
       : rows(rows),
         groups(ceil_div(channels, kShared)),
-        length(std::clamp<int64_t>(kPiece / (width * std::min(channels, kShared)), 16, 256)),
+        length(std::clamp<int64_t>(kPiece / (width * std::clamp<int64_t>(channels, 1, kShared)), 16, 256)),
         each(ceil_div(rows, length)),
         channels_(channels) {}
 

@@ -381,8 +381,38 @@ def distance(reductions: tuple[float, float], how: str, size: int = 20) -> float
     return square**0.5
 
 
+# The reductions that samples are added at, and where that is: they are rounded to 1/256. From 8 on levels change.
+STEPS = (
+    *((s, (round(256 * s) - (s == 5 / 3) + 0.5) / 256) for s in (1.0, 5 / 3, 2.0, 3.0, 4.0)),
+    (8.0, 8.0),
+    (16.0, 16.0),
+)
+
+
+def jump_table() -> str:
+    """Root mean square differences between crops reduced by a little less and a little more, in levels of 255."""
+    modes = ("bilinear", "bicubic", "lanczos3", "area")
+    lines = ["| pixels to an output | " + " | ".join(modes) + " |", "|" + " --- |" * 5]
+    for name, s in STEPS:
+        lines.append(f"| {name:.3g} | " + " | ".join(f"{255 * jump(s, mode):.2f}" for mode in modes) + " |")
+    return "\n".join(lines)
+
+
+def jump(s: float, mode: str, size: int = 20) -> float:
+    square = 0.0
+    for name in ("astronaut", "coffee", "rocket"):
+        image = photograph(name).double()
+        height, width = image.shape[-2:]
+        sides = [size * s * (1 + by) for by in (-1e-7, 1e-7)]
+        boxes = torch.tensor([[width / 2 + 0.3, height / 2 - 0.2, side, side, 30.0] for side in sides], dtype=f64)
+        below, above = diffcrop.crop_rotated(image, boxes, size, mode=mode)
+        square += float((above - below).square().mean()) / 3
+    return square**0.5
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "equality": equality_table,
+    "jump": jump_table,
     "quality": quality_table,
     "filter": filter_table,
 }

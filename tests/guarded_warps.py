@@ -13,13 +13,18 @@ from warps import some
 
 
 def main() -> None:
-    size, image = (6, 37), (21, 45)
+    for size, layout in itertools.product(((6, 37), (9, 48)), (torch.contiguous_format, torch.channels_last)):
+        compare(size, layout)
+
+
+def compare(size: tuple[int, int], layout: torch.memory_format) -> None:
+    image = (21, 45)
     matrices = torch.cat([some(size, image), some(size, (60, 20))])
     index = torch.zeros(len(matrices), dtype=torch.int64)
     modes = (("bilinear", None), ("bilinear", 512), ("bicubic", None), ("lanczos3", None))
     dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
-    for side, (mode, reduction), dtype, channels in itertools.product(("before", "after"), modes, dtypes, (1, 3)):
-        images = (torch.rand(1, channels, *image) * 200).to(dtype)
+    for side, (mode, reduction), dtype, channels in itertools.product(("before", "after"), modes, dtypes, (1, 3, 17)):
+        images = (torch.rand(1, channels, *image) * 200).to(dtype).contiguous(memory_format=layout)
         reductions = None if reduction is None else torch.full((len(matrices), 2), reduction)
         found = []
         for place in (lambda tensor: tensor, lambda tensor, side=side: guarded(tensor, side)):

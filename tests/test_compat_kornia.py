@@ -214,3 +214,10 @@ def test_errors(error, call, said):
     with pytest.raises(error) as caught:
         call()
     assert all(part in str(caught.value) for part in said), str(caught.value)
+
+
+def test_fake_tensors_are_not_looked_at():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        assert ours.crop_and_resize(torch.rand(1, 3, 8, 8), torch.rand(1, 4, 2), (4, 5)).shape == (1, 3, 4, 5)

@@ -202,3 +202,9 @@ def test_errors(error, arguments, said):
 
 def test_it_is_a_public_name():
     assert diffcrop.compat.tensorflow.crop_and_resize is crop_and_resize
+
+
+@pytest.mark.parametrize("size", [(3, 1), (1, 1), (2, 2)])
+def test_no_boxes_have_the_size_asked_for(size):
+    found = crop_and_resize(torch.rand(1, 6, 8, 3), torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), size)
+    assert found.shape == (0, *size, 3)

@@ -240,3 +240,12 @@ def test_roi_align(aligned, generator):
     assert torch.equal(roi_align(features, boxes, 2), diffcrop.roi_align(features, boxes, 2))
     listed = [boxes[1:2, 1:], boxes[[0, 2], 1:]]
     assert torch.equal(roi_align(features, listed, 2), roi_align(features, boxes[[1, 0, 2]], 2))
+
+
+@pytest.mark.parametrize("number", [2**31 - 1, -(2**31), 2**24 + 1, 2**63 - 1, -(2**63)])
+def test_wide_integers_are_kept(number):
+    dtype = torch.int32 if abs(number) < 2**32 else torch.int64
+    image = torch.full((1, 4, 4), number, dtype=dtype)
+    assert torch.equal(resized_crop(image, 0, 0, 4, 4, (2, 2)), image[:, :2, :2])
+    with pytest.raises(TypeError, match="img must not be bool"):
+        resized_crop(torch.ones(1, 4, 4, dtype=torch.bool), 0, 0, 4, 4, (2, 2))

@@ -275,6 +275,8 @@ CASES = [
     (TypeError, options(padding_mode="constant", fill=[True]), "fill must hold numbers", "True (bool)"),
     (ValueError, options(padding_mode="constant", fill=float("nan")), "fill must be finite", "nan", "coverage"),
     (ValueError, options(padding_mode="constant", fill=(0, 0, float("inf"))), "fill must be finite", "inf"),
+    (ValueError, options(padding_mode="constant", fill=1e39), "fill must be finite", "1e+39", "float32"),
+    (ValueError, options(padding_mode="constant", fill=10**400), "fill must be finite"),
     (ValueError, options(fill=1.0), "fill belongs to padding_mode='constant'", "fill=1.0", "padding_mode='border'"),
     (ValueError, options(padding_mode="zeros", fill=[0, 0, 2]), "fill belongs to", "[0, 0, 2]", "'zeros'"),
     (

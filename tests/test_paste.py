@@ -457,6 +457,7 @@ P, BOX, CANVAS = torch.zeros(3, 2, 4, 4), torch.zeros(3, 4), torch.zeros(2, 9, 9
     (TypeError, "batch_size must be an int", lambda: paste(P, BOX, 8, batch_size=2.0)),
     (ValueError, "not be negative", lambda: paste(P, BOX, 8, batch_size=-1)),
     (ValueError, "leave it out", lambda: paste(P, BOX, canvas=CANVAS, batch_size=3)),
+    (TypeError, "must be an integer tensor", lambda: paste(P, BOX, 8, batch_size=2, batch_index=[0, 1, 1])),
     (ValueError, "batch_index needs", lambda: paste(P, BOX, 8, batch_index=torch.zeros(3, dtype=torch.long))),
     (ValueError, r"0\.\.1", lambda: paste(P, BOX, 8, batch_size=2, batch_index=torch.tensor([0, 2, 1]))),
     (ValueError, "one for each of the 2", lambda: paste(P, BOX, 8, batch_size=2, batch_index=torch.tensor([0, 1]))),

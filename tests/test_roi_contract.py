@@ -368,6 +368,8 @@ ERRORS = [
     ({"spatial_scale": 0.0}, ValueError, "spatial_scale must be finite and more than 0"),
     ({"spatial_scale": math.inf}, ValueError, "spatial_scale must be finite"),
     ({"spatial_scale": "1/16"}, TypeError, "spatial_scale must be a number"),
+    ({"spatial_scale": 10**400}, ValueError, "spatial_scale must be finite"),
+    ({"sampling_ratio": 2**31}, ValueError, "sampling_ratio must be below 2^31, got 2147483648"),
     ({"sampling_ratio": 1.5}, TypeError, "sampling_ratio must be an int"),
     ({"sampling_ratio": True}, TypeError, "sampling_ratio must be an int"),
     ({"aligned": 1}, TypeError, "aligned must be True or False"),

@@ -27,8 +27,6 @@ from test_placement import centres_of, some_boxes, some_quads
 f64 = torch.float64
 SHAPE, SIZE = (11, 13), (5, 7)
 IMPLEMENTATIONS = [n for n, reason in diffcrop.implementations().items() if reason is None and n != "triton"]
-if not getattr(diffcrop._ops_warp, "_KERNELS", True):
-    IMPLEMENTATIONS.remove("cpu")
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)

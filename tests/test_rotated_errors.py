@@ -372,3 +372,11 @@ def test_singular_matrices_are_no_error():
 
 def test_quads_of_nothing_are_no_error():
     assert crop_quad(IMAGE, torch.zeros(0, 4, 2), 4).shape == (0, 3, 4, 4)
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e-3, 1.0, 1e150, 1e160])
+def test_convex_is_convex_at_any_size(scale):
+    square = torch.tensor([[0.0, 0], [1, 0], [1, 1], [0, 1]], dtype=torch.float64)
+    assert crop_quad(torch.rand(1, 8, 8), square * scale, 2).shape == (1, 2, 2)
+    with pytest.raises(ValueError, match="quads must be convex"):
+        crop_quad(torch.rand(1, 8, 8), square[[0, 2, 1, 3]] * scale, 2)

@@ -62,6 +62,15 @@ def test_nearness_to_the_filter_is_that_of_the_page(script):
         assert float(ours) < float(none)
 
 
+def test_the_jumps_are_those_of_the_page(script):
+    recorded = cells(re.search(r"<!-- jump:begin -->\n(.*?)\n<!-- jump:end -->", PAGE.read_text(), re.S)[1])
+    assert [row[0] for row in recorded] == [f"{name:.3g}" for name, _ in script.STEPS]
+    assert float(recorded[0][1]) < 0.1
+    for number, mode, column in ((0, "bilinear", 1), (2, "bilinear", 1), (5, "area", 4)):
+        found = 255 * script.jump(script.STEPS[number][1], mode)
+        assert found == pytest.approx(float(recorded[number][column]), rel=0.05, abs=0.01)
+
+
 def test_the_page_runs():
     examples = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     assert len(examples) == 2

@@ -54,14 +54,17 @@ def test_kernels_equal_the_reference(mode, padding_mode, antialias, align_corner
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 8, 17])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_any_number_of_channels(channels, channels_last):
-    size, image = (9, 21), (40, 33)
-    images = rand(2, channels, *image)
+@pytest.mark.parametrize("size", [(9, 21), (18, 32)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_any_number_of_channels(channels, channels_last, size, dtype):
+    """In rows of whole and of part of a register; in float32 all is read by vectors, with many rows by channel."""
+    image, near = (40, 1033) if channels > 4 else (40, 33), 1e-10 if dtype == torch.float64 else 1e-4
+    images = rand(2, channels, *image).to(dtype)
     images = images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     matrices, index = some(size, image), torch.tensor([0, 1, 1, 0, 0, 1])
     for reductions in (None, reduced(*[(2, 1.5)] * 6)):
         for mine, expected in both(images, matrices, index, reductions, size, options("bilinear", True, "zeros")):
-            torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(mine, expected, rtol=near, atol=near * float(expected.abs().max()))
     value = _ops_warp.sampled(images, matrices, index, None, size, options("bilinear", True, "zeros"), "cpu")
     assert value.is_contiguous(memory_format=torch.channels_last) == (channels_last or channels == 1)
 
@@ -249,3 +252,24 @@ def test_nothing_at_all():
             4,
             5,
         )
+
+
+@pytest.mark.parametrize("impl", ["cpu", "reference"])
+def test_no_channels_have_no_gradient(impl):
+    images, matrices = rand(2, 0, 8, 9).requires_grad_(), torch.eye(3).repeat(2, 1, 1).requires_grad_()
+    for antialias in (False, True):
+        value = _ops_warp.warp(images, matrices * 3, None, (4, 5), options("bilinear", antialias, "border"), impl)
+        by_image, by_matrix = torch.autograd.grad(value.sum(), (images, matrices))
+        assert by_image.shape == images.shape
+        assert torch.equal(by_matrix, torch.zeros(2, 3, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_levels_are_not_rounded(dtype):
+    """Half precision is rounded once, at the end."""
+    images, size = rand(1, 1, 256, 256).to(dtype), (8, 8)
+    matrix = placed(20.0, (15.0, 15.0), (128.0, 128.0), size)[None]
+    value = _ops_warp.warp(images, matrix, None, size, options("bilinear", True, "border"), "cpu")
+    exact = _ops_warp.warp(images.double(), matrix, None, size, options("bilinear", True, "border"), "cpu")
+    assert value.dtype == dtype
+    torch.testing.assert_close(value, exact.to(dtype), rtol=0, atol=torch.finfo(dtype).eps / 2)

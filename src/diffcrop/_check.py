@@ -8,6 +8,7 @@ right. Values inside tensors are looked at only where `may_look` says that it co
 from __future__ import annotations
 
 import difflib
+import math
 import numbers
 import operator
 from collections.abc import Sequence
@@ -43,6 +44,14 @@ def may_look(*tensors: Tensor) -> bool:
     if _get_current_dispatch_mode_stack():  # there is no public way to ask for these
         return False
     return is_concrete(*tensors) and all(t.device.type == "cpu" for t in tensors)
+
+
+def real(value: Any) -> float:
+    """The number as a float; whole numbers that none can hold are infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def choice(value: Any, name: str, allowed: Sequence[str], hints: dict[str, str] | None = None) -> str:

@@ -337,8 +337,12 @@ def _fill(value: Any, padding_mode: str, mode: str, channels: int | None, dtype:
     for v in values:
         if isinstance(v, bool) or not isinstance(v, numbers.Real):
             raise TypeError(f"fill must hold numbers, got {_check.describe(v)} in {_check.describe(value)}")
-        if not -math.inf < float(v) < math.inf:
-            raise ValueError(f"fill must be finite, got {v!r}; to tell the outside apart use diffcrop.coverage")
+        # Sums are made in float32 but for float64 images.
+        if not abs(_check.real(v)) <= torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).max:
+            raise ValueError(
+                f"fill must be finite, also in the dtype of the sums, got {_check.real(v)!r} for images of {dtype}; "
+                "to tell the outside apart use diffcrop.coverage"
+            )
     values = tuple(float(v) for v in values)
     if any(values) and padding_mode != "constant":
         raise ValueError(

@@ -60,7 +60,7 @@ def metric(value: Any, huber: Any) -> None:
         raise ValueError(f"huber belongs to metric='l2', got huber={huber!r} with metric={value!r}; leave it out")
     if isinstance(huber, bool) or not isinstance(huber, numbers.Real):
         raise TypeError(f"huber must be a number, or None for squares throughout, got {_check.describe(huber)}")
-    if not float(huber) > 0:
+    if not _check.real(huber) > 0:
         raise ValueError(f"huber must be more than 0, in the units of the images, got {huber!r}")
 
 

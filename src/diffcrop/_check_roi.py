@@ -107,8 +107,8 @@ def spatial_scale(value: Any) -> float:
             f"spatial_scale must be a number, the features' side over the image's (such as 1 / 16), "
             f"got {_check.describe(value)}"
         )
-    if not 0 < float(value) < math.inf:
-        raise ValueError(f"spatial_scale must be finite and more than 0, got {value!r}")
+    if not 0 < _check.real(value) < math.inf:
+        raise ValueError(f"spatial_scale must be finite and more than 0, got {_check.real(value)!r}")
     return float(value)
 
 
@@ -119,6 +119,8 @@ def sampling_ratio(value: Any) -> int:
             f"sampling_ratio must be an int: samples of a bin along each axis, or -1 for a number that follows the "
             f"box, got {_check.describe(value)}"
         )
+    if int(value) >= 2**31:
+        raise ValueError(f"sampling_ratio must be below 2^31, got {value}; mode='exact' is the mean over all points")
     return max(int(value), 0)
 
 

@@ -118,6 +118,10 @@ def convex(quads: Tensor) -> Tensor:
     To exactly these a rectangle can be mapped without a part of it at infinity.
     """
     quads = quads.detach()
+    # Around the first corner and of size 1, so that squares neither overflow nor vanish.
+    quads = quads / quads.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(quads.dtype).tiny)
+    quads = quads - quads[..., :1, :]
+    quads = quads / quads.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(quads.dtype).tiny)
     after = torch.stack([quads[..., k, :] for k in (1, 2, 3, 0)], -2) - quads
     before = torch.stack([after[..., k, :] for k in (3, 0, 1, 2)], -2)
     least = LEAST_SINE * torch.linalg.vector_norm(before, dim=-1) * torch.linalg.vector_norm(after, dim=-1)

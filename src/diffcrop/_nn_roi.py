@@ -154,7 +154,15 @@ class MultiScaleRoIAlign(nn.Module):
             raise ValueError(f"x must hold the feature maps {self.featmap_names}, got {list(x)}")
         if isinstance(boxes, Tensor):
             raise TypeError("boxes must be a list of one tensor (K, 4) per image, got a tensor; pass [boxes] for one")
+        for each in boxes:
+            if not isinstance(each, Tensor) or each.ndim != 2 or each.shape[1] != 4:
+                got = f"shape {tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__
+                raise TypeError(f"boxes must be a list of tensors (K, 4), one per image, got one of {got}")
         maps = [value for name, value in x.items() if name in self.featmap_names]
+        for value in maps:
+            if not isinstance(value, Tensor) or value.ndim != 4 or 0 in value.shape[2:]:
+                got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise TypeError(f"x must hold feature maps (B, C, H, W), not empty, got {got}")
         scales = self.scales(maps, image_shapes)
         if len(maps) == 1:
             return self._align(maps[0], boxes, scales[0])
@@ -179,6 +187,8 @@ class MultiScaleRoIAlign(nn.Module):
         """What box coordinates are multiplied with on each map: a power of two."""
         if not image_shapes:
             raise ValueError("image_shapes must have (h, w) of each image, got none")
+        if not all(isinstance(shape, Sequence) and len(shape) == 2 for shape in image_shapes):
+            raise TypeError(f"image_shapes must hold (h, w) of each image, got {list(image_shapes)!r}")
         height = max(int(shape[0]) for shape in image_shapes)
         if height < 1:
             raise ValueError(f"image_shapes must be at least 1 along every axis, got {list(image_shapes)}")

@@ -35,7 +35,7 @@ from ._autograd import (
 )
 from ._context import batched, in_full_precision, is_concrete
 from ._impl import warp as reference
-from ._options import Options, WarpOptions, result_dtype
+from ._options import Options, WarpOptions, result_dtype, sum_dtype
 
 _OPTIONS = "str mode, bool antialias, str padding_mode, float[] fill, bool align_corners"
 _SCHEMAS = {
@@ -76,7 +76,7 @@ def warp(
     for number, reductions in _levels(images, matrices, size, options):
         part = sampled(*_on_level(images, matrices, number, options, impl), index, reductions, size, options, impl)
         total = part if total is None else total + part
-    return total  # pyright: ignore[reportReturnType]
+    return total.to(result_dtype(images.dtype, options.mode))  # pyright: ignore[reportOptionalMemberAccess]
 
 
 @in_full_precision
@@ -109,7 +109,8 @@ def with_jacobian(
             height, width = images.shape[2:]
             part = _pyramid.by_whole(part, _pyramid.level((height, width), number, options))
         total = (value, part) if total is None else (total[0] + value, total[1] + part)
-    return total  # pyright: ignore[reportReturnType]
+    dtype = result_dtype(images.dtype, options.mode)
+    return tuple(part.to(dtype) for part in total)  # pyright: ignore[reportOptionalIterable, reportReturnType]
 
 
 def _levels(
@@ -132,9 +133,11 @@ def _levels(
 
 
 def _on_level(images: Tensor, matrices: Tensor, number: int, options: WarpOptions, impl: str) -> tuple[Tensor, Tensor]:
-    """A level of all images, and the matrices as they read it."""
+    """A level of all images in the dtype of sums, and the matrices as they read it."""
     if number == 0:
         return images, matrices
+    if images.is_floating_point():
+        images = images.to(sum_dtype(images.dtype))
     height, width = images.shape[2:]
     level = _pyramid.level((height, width), number, options)
     boxes = torch.tensor([level.box], dtype=torch.float64, device=images.device).expand(images.shape[0], 4)

@@ -127,7 +127,7 @@ def normal_equations(
         call.owner,
         wanted.reshape(rows, channels, *size),
         metric,
-        math.inf if huber is None else float(huber),
+        math.inf if huber is None else _check.real(huber),
         call.options,
         call.impl,
     )
@@ -150,8 +150,9 @@ def normal_equations_of(
 ) -> NormalEquations:
     """The same from crops and derivatives that are there: of turned boxes, of quadrilaterals, of numbers of your own.
 
-    `normal_equations` is faster for upright boxes and makes no jacobian. This is for what has one: `warp_with_jacobian`
-    and `crop_with_jacobian`, whose last dimension may have been multiplied by the derivative of the box by m numbers.
+    `normal_equations` is faster for upright boxes and makes no jacobian. This is for what has one:
+    `crop_with_jacobian`, and `warp_with_jacobian` with ``jacobian.flatten(-2)``, as its last two dimensions are those
+    of the matrix. The last dimension may have been multiplied by the derivative of the box by m numbers.
 
     >>> import torch, diffcrop
     >>> ramp = torch.arange(8.0).expand(1, 8, 8)  # value = column
@@ -193,7 +194,7 @@ def normal_equations_of(
         plain(jacobian).reshape(rows, channels, *size, jacobian.shape[-1]),
         plain(targets).expand(crops.shape).reshape(rows, channels, *size),
         metric,
-        math.inf if huber is None else float(huber),
+        math.inf if huber is None else _check.real(huber),
     )
     parts = _normal.l2(sums) if metric == "l2" else _normal.zncc(sums, math.prod(size))
     return NormalEquations(*(part.reshape((*leading, *part.shape[1:])) for part in parts))

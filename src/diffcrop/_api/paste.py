@@ -208,6 +208,7 @@ def _paste(
         boxes, index = torch.cat(list(boxes)), torch.cat(owners)
         _check_paste.rows(patches, boxes.shape[0], axes, "a list of boxes")
     elif batch_index is not None:
+        _check_crop.index_kind(batch_index)
         if batch is None:
             raise ValueError("batch_index needs a batch of canvases; pass canvas (B, C, ...), or size and batch_size")
         _check_paste.rows(patches, batch_index.shape[0] if batch_index.ndim else 0, axes, "batch_index")
@@ -330,6 +331,7 @@ def _paste_list(
         mattes = [None] * count if alpha is None else alpha.split(lengths)
         each = list(boxes)
     elif batch_index is not None:
+        _check_crop.index_kind(batch_index)
         _check_paste.rows(patches, batch_index.shape[0] if batch_index.ndim else 0, axes, "batch_index")
         index = plain(_check_crop.batch_index(batch_index, boxes, count)).to(torch.int64)
         rows = [(index == b).nonzero().squeeze(1) for b in range(count)]

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 # The package, not its names: they are looked up when called, so either may be imported first.
 import diffcrop
@@ -358,6 +359,8 @@ def _wide(value: Tensor) -> Tensor:
 
 def _may_look(value: Tensor) -> bool:
     """Whether values may be read without waiting for a device or breaking a graph."""
-    if torch.compiler.is_compiling() or value.device.type != "cpu":
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or value.device.type != "cpu":  # pyright: ignore[reportPrivateImportUsage]
+        return False
+    if _get_current_dispatch_mode_stack():  # fake tensors and the like
         return False
     return not torch._C._functorch.is_functorch_wrapped_tensor(value)  # pyright: ignore[reportAttributeAccessIssue]

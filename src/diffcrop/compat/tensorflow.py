@@ -117,7 +117,8 @@ def _inside(lo: Tensor, hi: Tensor, n: int, pixels: int) -> Tensor:
     if pixels == 1:  # every position is that pixel's
         return torch.ones(lo.shape[0], n, dtype=torch.bool, device=lo.device)
     lo, hi = (end.to(torch.float32 if lo.device.type == "mps" else torch.float64)[:, None] for end in (lo, hi))
-    share = torch.arange(n, device=lo.device, dtype=lo.dtype) / (n - 1) if n > 1 else torch.full_like(lo[:1, 0], 0.5)
+    middle = torch.full((1,), 0.5, dtype=lo.dtype, device=lo.device)
+    share = torch.arange(n, device=lo.device, dtype=lo.dtype) / (n - 1) if n > 1 else middle
     # Exact at both ends, and between them for all others.
     position = torch.lerp(lo, hi, share)
     return ~((position < 0) | (position > 1))

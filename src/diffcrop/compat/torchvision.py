@@ -178,13 +178,20 @@ def _whole(
             for pixels, n in zip((height, width), shape, strict=True)
         )
         return region[..., rows.flatten().long()[:, None], columns.flatten().long()]
+    if region.dtype == torch.bool:
+        raise TypeError(f"img must not be bool to be resized by {mode!r}; pass img.to(torch.uint8), or mode nearest")
+    if not region.is_floating_point() and torch.iinfo(region.dtype).bits > 16:
+        region = region.double()  # float32 does not hold their numbers
     box = torch.tensor([0.0, 0.0, width, height], dtype=torch.float64, device=region.device)
     padding = "renormalize" if antialias else "border"
     result = diffcrop.crop(region, box, shape, mode=mode, antialias=antialias, padding_mode=padding)
-    if region.is_floating_point():
+    if images.is_floating_point():
         return result
-    limits = torch.iinfo(region.dtype)
-    return result.round().clamp(limits.min, limits.max).to(region.dtype)
+    limits = torch.iinfo(images.dtype)
+    # The largest number of 64 bits is none of float64: what is not below it is given, not converted.
+    most = result >= float(limits.max)
+    whole = torch.where(most, 0.0, result.round().clamp(min=limits.min)).to(images.dtype)
+    return torch.where(most, torch.full_like(whole, limits.max), whole)
 
 
 def _real(
