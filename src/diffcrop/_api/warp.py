@@ -103,8 +103,10 @@ def crop_rotated(
     Returns:
         The crops, in the images' dtype (float32 for integers, but for ``"nearest"``), shaped as those of `crop`.
 
-    The derivative by the angle is per degree, or per radian where that is its unit. At a kink (whole pixels at angle 0)
-    derivatives are those that `crop` takes.
+    The derivative by the angle is per degree, or per radian where that is its unit. At a kink, where a
+    sample lies on a row or column of pixels (boxes of whole numbers have such samples at many angles), derivatives are
+    those by the position to the right: by the box they may lie outside of both one-sided ones. Compare with differences
+    at odd numbers.
 
     Raises:
         TypeError, ValueError: for a wrong argument, with what would be right.
