@@ -117,6 +117,8 @@ MAPS, BOXES = {"a": torch.zeros(1, 1, 16, 16), "b": torch.zeros(1, 1, 8, 8)}, [t
     ({}, {"boxes": BOXES[0]}, TypeError, "boxes must be a list"),
     ({}, {"image_shapes": []}, ValueError, "image_shapes must have (h, w)"),
     ({}, {"image_shapes": [(0, 5)]}, ValueError, "image_shapes must be at least 1"),
+    ({}, {"image_shapes": torch.tensor([[64, 64]])}, TypeError, "pass image_shapes.tolist()"),
+    ({}, {"image_shapes": (64, 64)}, TypeError, "image_shapes must hold (h, w) of each image"),
     ({}, {"image_shapes": [64]}, TypeError, "image_shapes must hold (h, w) of each image, got [64]"),
     ({}, {"boxes": [torch.zeros(1, 5)]}, TypeError, "boxes must be a list of tensors (K, 4)"),
     ({}, {"boxes": [[0, 0, 1, 1]]}, TypeError, "got one of list"),

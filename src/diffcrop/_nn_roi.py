@@ -185,6 +185,10 @@ class MultiScaleRoIAlign(nn.Module):
 
     def scales(self, maps: Sequence[Tensor], image_shapes: Sequence[tuple[int, int]]) -> list[float]:
         """What box coordinates are multiplied with on each map: a power of two."""
+        if isinstance(image_shapes, Tensor):
+            raise TypeError(
+                "image_shapes must be a list with (h, w) of each image, got a tensor; pass image_shapes.tolist()"
+            )
         if not image_shapes:
             raise ValueError("image_shapes must have (h, w) of each image, got none")
         if not all(isinstance(shape, Sequence) and len(shape) == 2 for shape in image_shapes):
