@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from diffcrop import _ops, _ops_warp, _pyramid
-from diffcrop._options import Options, WarpOptions
+from diffcrop._options import UNIT, Options, WarpOptions
 
 PHOTOS = Path(_ops.__file__).parent / "cli" / "photos"
 ANGLES = (0, 17, 45)
@@ -115,7 +115,7 @@ def differences(images: list[Tensor], scale: tuple[float, float], degrees: float
         rows["none"].append((warped(image, matrix, size, mode, False) - expected).flatten())
         rows["warp"].append((warped(image, matrix, size, mode, True) - expected).flatten())
         chosen = _pyramid.plan(matrix, size, (image.shape[2], image.shape[3]))
-        samples = max(samples, int((-(-chosen.reductions // _pyramid.UNIT)).prod()))
+        samples = max(samples, int((-(-chosen.reductions // UNIT)).prod()))
         if degrees == 0 and tilt == 0:
             rows["crop"].append((cropped(image, size, scale, mode) - expected).flatten())
     cells = []

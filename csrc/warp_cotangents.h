@@ -84,14 +84,8 @@ class Cotangent {
     const int64_t first = std::max<int64_t>(0, first_of(k - y_.length() + 1, y_.m));
     const int64_t last = std::min(height_ - 1, k / y_.m);
     if (sum_ == nullptr) return x_.length() > 1 ? output(last) : plain(last, from / group, to / group);
-    for (int64_t i = first; i <= last; ++i) {
-      const auto weight = static_cast<A>(y_.weight[k - i * y_.m]);
-      const A* const part = output(i);
-      if (i == first)
-        for (int64_t p = from; p < to; ++p) sum_[p] = weight * part[p];
-      else
-        for (int64_t p = from; p < to; ++p) sum_[p] += weight * part[p];
-    }
+    for (int64_t i = first; i <= last; ++i)
+      add_line(sum_ + from, output(i) + from, static_cast<A>(y_.weight[k - i * y_.m]), i == first, to - from);
     return sum_;
   }
 

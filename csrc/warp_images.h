@@ -74,6 +74,9 @@ struct Pixel {
 #endif
 };
 
+// How many of sixteen samples lie in the tile with the rows above and below them that they read.
+enum class Touch { none, some, all };
+
 // Sixteen samples whose four pixels all lie in the image: the upper left ones in the tile, whether there or not, and
 // what each gives to its pixels.
 template <class A>
@@ -113,9 +116,6 @@ void scatter_inside(const Tile<A>& tile, const Shares<A>& shares, const A* g, in
     }
   }
 }
-
-// How many of sixteen samples lie in the tile with the rows above and below them that they read.
-enum class Touch { none, some, all };
 
 // The same of samples that read four pixels an axis.
 template <int group, class A>

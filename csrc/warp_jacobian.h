@@ -56,11 +56,7 @@ void warp_jacobian_rows(const WarpPlan& plan, const Surface& surface, const View
     for (int64_t i = first; i <= last; ++i) {
       const int64_t t = k - i * y.m;
       A* const sum = sums + i % overlap * each;
-      const auto weight = static_cast<A>(y.weight[t]);
-      if (t == 0)
-        for (int64_t p = 0; p < each; ++p) sum[p] = weight * fine[p];
-      else
-        for (int64_t p = 0; p < each; ++p) sum[p] += weight * fine[p];
+      add_line(sum, fine, static_cast<A>(y.weight[t]), t == 0, each);
       if (t + 1 < y.length()) continue;
       for (int64_t n = c; n < c_end; ++n)
         for (int64_t e = 0; e < entries; ++e) {

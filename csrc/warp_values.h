@@ -12,6 +12,15 @@ void write_line(O* to, int64_t step, const A* from, int64_t count) {
     for (int64_t j = 0; j < count; ++j) to[j * step] = store<O>(from[j]);
 }
 
+// The first of some lines in a weighted sum of them, or another.
+template <class A>
+DIFFCROP_INLINE void add_line(A* __restrict to, const A* __restrict from, A weight, bool first, int64_t count) {
+  if (first)
+    for (int64_t j = 0; j < count; ++j) to[j] = weight * from[j];
+  else
+    for (int64_t j = 0; j < count; ++j) to[j] += weight * from[j];
+}
+
 // to[j] = sum_t weight[t] from[j m + t].
 template <class A>
 void reduce_line(A* __restrict to, const A* __restrict from, const A* __restrict weight, const Reduction& x,
@@ -107,11 +116,7 @@ void warp_rows(const WarpPlan& plan, const Surface& surface, const View<const T>
     for (int64_t i = first; i <= last; ++i) {
       const int64_t t = k - i * y.m;
       A* const sum = sums + i % overlap * each;
-      const auto weight = static_cast<A>(y.weight[t]);
-      if (t == 0)
-        for (int64_t p = 0; p < each; ++p) sum[p] = weight * fine[p];
-      else
-        for (int64_t p = 0; p < each; ++p) sum[p] += weight * fine[p];
+      add_line(sum, fine, static_cast<A>(y.weight[t]), t == 0, each);
       if (t + 1 < y.length()) continue;
       for (int64_t n = 0; n < channels; ++n) {
         reduce_line(line, sum + n * stride, across, plan.x, width);

@@ -119,7 +119,6 @@ def convex(quads: Tensor) -> Tensor:
     """
     quads = quads.detach()
     # Around the first corner and of size 1, so that squares neither overflow nor vanish.
-    quads = quads / quads.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(quads.dtype).tiny)
     quads = quads - quads[..., :1, :]
     quads = quads / quads.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(quads.dtype).tiny)
     after = torch.stack([quads[..., k, :] for k in (1, 2, 3, 0)], -2) - quads

@@ -35,7 +35,7 @@ from ._autograd import (
 )
 from ._context import batched, in_full_precision, is_concrete
 from ._impl import warp as reference
-from ._options import Options, WarpOptions, result_dtype, sum_dtype
+from ._options import UNIT, Options, WarpOptions, result_dtype, sum_dtype
 
 _OPTIONS = "str mode, bool antialias, str padding_mode, float[] fill, bool align_corners"
 _SCHEMAS = {
@@ -116,7 +116,7 @@ def with_jacobian(
 def _levels(
     images: Tensor, matrices: Tensor, size: tuple[int, int], options: WarpOptions
 ) -> Iterator[tuple[int, Tensor | None]]:
-    """Which levels of the images are read, each with the reductions (R, 2) that boxes take there; None: one of each."""
+    """Which levels of the images are read, each with the reductions (R, 2) of the boxes there; None: no reduction."""
     if not options.antialias or options.mode == "nearest":
         yield 0, None
         return
@@ -125,7 +125,7 @@ def _levels(
     numbers: Sequence[int] = range(_pyramid.levels((height, width)) + 1)
     if is_concrete(matrices):
         numbers = chosen.level.unique().tolist() or [0]
-        if numbers == [0] and bool((chosen.reductions == _pyramid.UNIT).all()):
+        if numbers == [0] and bool((chosen.reductions == UNIT).all()):
             yield 0, None
             return
     for number in numbers:
@@ -156,9 +156,9 @@ def sampled(
     options: WarpOptions,
     impl: str,
 ) -> Tensor:
-    """`warp` with so many ``reductions`` (R, 2) along x and y to an output, which the mode's filter weighs.
+    """`warp` of boxes that are reduced by ``reductions`` (R, 2) along x and y, in parts of `UNIT`.
 
-    A box with 0 reductions is left out: zeros, without derivatives. None: one sample each.
+    A box with a reduction of 0 is left out: zeros, without derivatives. None: nothing is reduced.
     """
     if beyond_functions() or (impl == "reference" and not is_concrete(images, matrices)):
         result = reference.warp(images, matrices, index, reductions, size, options)

@@ -40,6 +40,12 @@ def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+# The most samples that a warp takes to an output and axis.
+MOST_SAMPLES = 16
+# A reduction of 1: warps know reductions in whole numbers of 1 / UNIT, as sines and cosines are rounded.
+UNIT = 256
+
+
 class WarpOptions(NamedTuple):
     """The options of a warp: everything but tensors and the output size."""
 

@@ -16,12 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._options import WarpOptions
+from ._options import MOST_SAMPLES, UNIT, WarpOptions
 
-MOST_SAMPLES = 16
 OVERSAMPLING = 4.0
-# Reductions are whole numbers of this part of 1, as sines and cosines are rounded: what is meant to be whole is.
-UNIT = 256
 # Of levels, which are powers of two.
 _SLACK = 2.0**-32
 

@@ -12,6 +12,8 @@ from diffcrop import _bounding, _boxes, _check, _check_crop, _check_paste, _ops,
 from diffcrop._context import full_precision, plain
 from diffcrop._options import result_dtype
 
+from . import ragged
+
 
 class Pasted(NamedTuple):
     """What `paste` returns with ``return_mask=True``."""
@@ -204,8 +206,7 @@ def _paste(
         if batch_index is not None:
             raise ValueError("batch_index says what a list of boxes says already; pass one of them")
         batch = _listed(boxes, batch, canvas)
-        owners = [torch.full((len(t),), b, device=patches.device) for b, t in enumerate(boxes)]
-        boxes, index = torch.cat(list(boxes)), torch.cat(owners)
+        boxes, index = ragged.flattened(boxes, patches.device)
         _check_paste.rows(patches, boxes.shape[0], axes, "a list of boxes")
     elif batch_index is not None:
         _check_crop.index_kind(batch_index)

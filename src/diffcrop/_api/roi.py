@@ -168,8 +168,7 @@ def _rows(boxes: Any, axes: int, count: int, device: torch.device) -> tuple[Tens
     if isinstance(boxes, (list, tuple)):
         if not boxes:
             return torch.zeros(0, 2 * axes, device=device), torch.zeros(0, dtype=torch.int64, device=device)
-        owners = [torch.full((len(t),), b, dtype=torch.int64, device=t.device) for b, t in enumerate(boxes)]
-        return torch.cat([plain(t) for t in boxes]), torch.cat(owners)
+        return ragged.flattened([plain(t) for t in boxes], boxes[0].device)
     boxes = plain(boxes)
     return boxes[:, 1:], _known(boxes, count)
 

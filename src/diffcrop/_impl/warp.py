@@ -27,12 +27,8 @@ from torch import Tensor
 from diffcrop._context import in_full_precision, is_concrete
 from diffcrop._derivative import pull, push
 from diffcrop._filters import get, slack
-from diffcrop._options import WarpOptions, result_dtype, sum_dtype
+from diffcrop._options import MOST_SAMPLES, UNIT, WarpOptions, result_dtype, sum_dtype
 
-# No box has more samples an axis and output.
-MOST_SAMPLES = 16
-# A reduction of 1, as reductions are given.
-UNIT = 256
 # Beyond this a matrix counts as infinite: its products must not overflow.
 _FARTHEST = 1e100
 # Positions farther out than this are as good as infinity: the nearest such place serves, and nothing moves there.
