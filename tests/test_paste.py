@@ -207,6 +207,22 @@ def test_what_has_no_place_is_left_out(impl, generator):
     assert by_patch[1:4].eq(0).all()
 
 
+@pytest.mark.parametrize("way", ["eager", "vmap"])
+def test_what_is_not_finite_in_a_patch_stays_within_its_box(impl, way):
+    patches = torch.ones(2, 1, 8, 8)
+    patches[0, 0, 3, 3], patches[0, 0, 5, 2] = torch.nan, torch.inf
+    boxes = torch.tensor([[2.0, 2.0, 9.0, 10.0], [20.0, 20.0, 30.0, 31.0]])
+    if way == "eager":
+        result = paste(patches, boxes, 40, impl=impl)
+    else:
+        result = torch.func.vmap(lambda p, b: paste(p, b, 40, impl=impl))(patches[None], boxes[None])[0]
+    lost = ~result[0].isfinite()
+    assert lost.any()
+    lost[1:11, 1:10] = False  # bilinear samples reach half a pixel of the patch beyond the box
+    assert not lost.any()
+    assert result[0, 21:30, 21:29].allclose(torch.ones(()))
+
+
 @pytest.mark.parametrize("scale", [1e-25, 1e-9, 1e9, 1e60])
 def test_wild_boxes_are_bounded(impl, scale, generator):
     """Tiny boxes fade, huge ones are flat, and derivatives are finite."""

@@ -222,6 +222,22 @@ def test_a_box_has_the_same_bits_whatever_boxes_are_beside_it():
         assert torch.equal(by_matrix[r], torch.autograd.grad(single, leaf, g)[0][0])
 
 
+@pytest.mark.parametrize("what", ["warp", "jacobian"])
+def test_zeros_keep_their_sign_beside_boxes_of_other_levels(what):
+    def cropped(boxes):
+        options = {"batch_index": torch.zeros(len(boxes), dtype=torch.int64), "antialias": True, "impl": "cpu"}
+        if what == "warp":
+            return diffcrop.crop_rotated(images, boxes, (8, 8), **options)
+        matrix = diffcrop.rotated_to_matrix(boxes, (8, 8))
+        return diffcrop.warp_with_jacobian(images, matrix, (8, 8), **options)[0]
+
+    images = -torch.zeros(1, 2, 1024, 1024)
+    boxes = torch.tensor([[100.0, 100.0, 10.0, 10.0, 10.0], [512.0, 512.0, 900.0, 900.0, 10.0]])
+    beside, alone = cropped(boxes), cropped(boxes[:1])
+    assert alone.signbit().all()
+    assert beside[:1].signbit().equal(alone.signbit())
+
+
 def test_strides():
     size, image = (13, 35), (40, 50)
     base, matrices = rand(6, 6, 2 * image[0], 2 * image[1], dtype=torch.float32), some(size, image)

@@ -75,7 +75,7 @@ def warp(
     total = None
     for number, reductions in _levels(images, matrices, size, options):
         part = sampled(*_on_level(images, matrices, number, options, impl), index, reductions, size, options, impl)
-        total = part if total is None else total + part
+        total = part if total is None or reductions is None else _joined(total, part, reductions)
     return total.to(result_dtype(images.dtype, options.mode))  # pyright: ignore[reportOptionalMemberAccess]
 
 
@@ -108,7 +108,11 @@ def with_jacobian(
         if number > 0:
             height, width = images.shape[2:]
             part = _pyramid.by_whole(part, _pyramid.level((height, width), number, options))
-        total = (value, part) if total is None else (total[0] + value, total[1] + part)
+        parts = value, part
+        if total is None or reductions is None:
+            total = parts
+        else:
+            total = tuple(_joined(t, p, reductions) for t, p in zip(total, parts, strict=True))
     dtype = result_dtype(images.dtype, options.mode)
     return tuple(part.to(dtype) for part in total)  # pyright: ignore[reportOptionalIterable, reportReturnType]
 
@@ -130,6 +134,12 @@ def _levels(
             return
     for number in numbers:
         yield number, torch.where((chosen.level == number)[:, None], chosen.reductions, 0)
+
+
+def _joined(total: Tensor, part: Tensor, reductions: Tensor) -> Tensor:
+    """The crops so far and those of one more level, which alone has its boxes; a sum would lose the sign of zeros."""
+    here = (reductions > 0).all(-1)
+    return torch.where(here.view(-1, *[1] * (part.ndim - 1)), part, total)
 
 
 def _on_level(images: Tensor, matrices: Tensor, number: int, options: WarpOptions, impl: str) -> tuple[Tensor, Tensor]:

@@ -162,11 +162,15 @@ def _layer(patches: Tensor, axes: list[_Axis], rules: Rules, options: Options) -
             inside = inside & there.view(shape)
         return patches, inside.expand(-1, 1, *patches.shape[2:])
     share = torch.ones((), dtype=patches.dtype, device=patches.device)
+    within = torch.ones((), dtype=torch.bool, device=patches.device)
     for d, axis in enumerate(axes, 2):
         matrix = axis.matrix(options).to(patches.dtype)
         patches = torch.einsum("rij,r...j->r...i", matrix, patches.movedim(d, -1)).movedim(-1, d)
         shape = [matrix.shape[0]] + [1] * (d - 1) + [matrix.shape[1]] + [1] * (len(axes) + 1 - d)
         share = share * matrix.sum(-1).view(shape)
+        within = within & (matrix != 0).any(-1).view(shape)
+    # 0 times NaN is NaN: what is not finite stays within its patch. The rest keeps the derivatives of its zero weights.
+    patches = torch.where(within | patches.isfinite(), patches, 0.0)
     if rules.matte:
         return patches[:, :-1], patches[:, -1:]
     return patches, share
