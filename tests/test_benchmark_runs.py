@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import platform
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import machine, memory, report, results, runner, timing
+from benchmarks import machine, memory, report, results, revision, runner, timing
 from benchmarks.__main__ import app
 from benchmarks.cases import OURS, PASSES
 from benchmarks.peers import PEERS
@@ -250,15 +252,39 @@ def test_a_worker_that_ends_says_why(tmp_path):
 
 @pytest.mark.slow
 def test_another_revision_beside_this_one():
-    before = subprocess.run(["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     record = runner.run(plan("E", base="HEAD", passes=("forward", "both")))
     rows = {(row["peer"], row["pass"]): row for row in record["rows"]}
     assert set(rows) == {(name, pass_) for name in (OURS, "base") for pass_ in ("forward", "both")}
     assert all(row["gate"]["green"] and len(row["samples"]) == 2 for row in rows.values())
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert record["base"] == {"revision": "HEAD", "commit": head.strip()}
-    after = subprocess.run(["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert before == after
+
+
+@pytest.mark.parametrize("ends", ["well", "in its build", "where it is used"])
+def test_another_revision_leaves_nothing_behind(ends, monkeypatch, tmp_path):
+    """Neither a folder nor a worktree. Of the worktrees only its own is looked at: others come and go as they like."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    run = subprocess.run
+
+    def without_building(command, **options):
+        if "pip" in command:
+            return run(["false" if ends == "in its build" else "true"], **options)
+        return run(command, **options)
+
+    def worktrees():
+        return run(["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    monkeypatch.setattr(subprocess, "run", without_building)
+    expected = {"in its build": subprocess.CalledProcessError, "where it is used": ZeroDivisionError}
+    fails = pytest.raises(expected[ends]) if ends in expected else contextlib.nullcontext()
+    with fails, revision.revision("HEAD") as (_, site):
+        assert site.parent.parent == tmp_path
+        assert (site.parent / "tree" / "pyproject.toml").is_file()
+        assert site.parent.name in worktrees()
+        if ends == "where it is used":
+            raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    assert tmp_path.name not in worktrees()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import subprocess
@@ -75,6 +76,67 @@ def test_kernels_equal_the_reference(mode, dtype, generator, request):
             scale = max(1.0, float(theirs.detach().abs().max()))
             error = float((mine.double() - theirs).detach().abs().max())
             assert error <= allowed * scale, (k, error, patches.shape, size, options)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float32, torch.int64], ids=str)
+def test_what_is_moved_stays_on_its_canvas(dtype, generator):
+    """By nearest, of several canvases: each patch on its own, in their order, and the mask of one channel or many."""
+    index = torch.tensor([2, 0, 2, 1, 0, 2])
+    for channels, onto in itertools.product((1, 3), (True, False)):
+        patches = (rand(6, channels, 3, 5, generator=generator) * 100).to(dtype)
+        canvas = (rand(3, channels, 9, 17, generator=generator) * 100).to(dtype)
+        boxes = rand(6, 4, generator=generator) * torch.tensor([17, 9, 17, 9])
+        given = {"canvas": canvas} if onto else {"size": (9, 17), "batch_size": 3}
+        options = {"batch_index": index, "mode": "nearest", "return_mask": True, **given}
+        mine, theirs = (paste(patches, boxes, impl=impl, **options) for impl in ("cpu", "reference"))
+        assert mine.canvas.dtype == dtype
+        assert mine.canvas.equal(theirs.canvas)
+        assert mine.mask.equal(theirs.mask)
+        for b in range(3):
+            options["batch_index"] = index[index == b]
+            alone = paste(patches[index == b], boxes[index == b], impl="cpu", **options)
+            assert alone.canvas[b].equal(mine.canvas[b])
+            assert alone.mask[b].equal(mine.mask[b])
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic", "area"])
+def test_pixels_at_the_limit_of_a_patch(mode, generator):
+    """Where a filter ends on a pixel, within rounding, the derivative is that to the right, as in the reference."""
+    patches, counts = rand(1, 3, 3, generator=generator), range(1, 8)
+    weight = rand(1, 45, 45, generator=generator)
+    for p, q in itertools.product(counts, counts):
+        # A step is p / q pixels of the canvas. A filter reaches that far from the centre of a pixel of the patch.
+        step = p / q
+        reach = {"bilinear": 1, "bicubic": 2, "area": 0.5}[mode] * max(1, step) + (step / 2 if mode == "area" else 0)
+        first, last = 14.5 + reach - step / 2, 30.5 - reach + step / 2
+        found = []
+        for impl in ("cpu", "reference"):
+            box = torch.tensor([first, last - 3 * step, first + 3 * step, last], dtype=f64, requires_grad=True)
+            value = paste(patches, box, 45, mode=mode, impl=impl)
+            found.append((value.detach(), *torch.autograd.grad((value * weight).sum(), box)))
+        for mine, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-11)
+
+
+def test_canvases_that_are_differentiated_apart(generator):
+    """What is kept for the derivatives is bounded: of large canvases one after the other, with the same bits."""
+    patches, boxes = rand(12, 1, 3, 4, generator=generator).float(), rand(12, 4, generator=generator) * 2000
+    index = torch.tensor([2, 0, 1, 2, 2, 0, 1, 1, 0, 2, 0, 1])
+    weight = torch.linspace(-1, 1, 2000, dtype=torch.float32)
+    leaves = [t.requires_grad_() for t in (patches, boxes)]
+
+    def gradients(rows, which, count):
+        size = {"size": 2000, "batch_size": count, "mode": "bicubic", "impl": "cpu"}
+        value = paste(patches[rows], boxes[rows], batch_index=which, **size)
+        total = (value.sum((0, 1, 2)) * weight).sum() + (value.sum((0, 1, 3)) * weight).sum()
+        return torch.autograd.grad(total, leaves)
+
+    together = gradients(torch.arange(12), index, 3)
+    for b in range(3):
+        rows = (index == b).nonzero().squeeze(1)
+        for mine, alone in zip(together, gradients(rows, torch.zeros_like(rows), 1), strict=True):
+            assert mine[rows].equal(alone[rows])
+            assert mine[rows].ne(0).any()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pages are protected by Linux's own calls")
