@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import pytest
 import torch
@@ -289,3 +290,66 @@ def test_levels_are_not_rounded(dtype):
     exact = _ops_warp.warp(images.double(), matrix, None, size, options("bilinear", True, "border"), "cpu")
     assert value.dtype == dtype
     torch.testing.assert_close(value, exact.to(dtype), rtol=0, atol=torch.finfo(dtype).eps / 2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_float32_far_from_the_origin(channels, layout):
+    """Positions are float64: near the end of a wide image all is as exact as in the part of it that is read."""
+    size, part, wide = (19, 48), (90, 100), 20_000
+    content = rand(1, channels, *part, dtype=torch.float32)
+    images = torch.zeros(1, channels, part[0], wide).contiguous(memory_format=layout)
+    images[..., wide - part[1] :] = content
+    turned = placed(31.0, (0.9, 1.1), (50.2, 45.3), size)
+    matrices = torch.stack([turned, tilted(turned, (0.004, -0.003), size)])
+    shift = torch.eye(3, dtype=torch.float64)
+    shift[0, 2] = wide - part[1]
+    index = torch.zeros(2, dtype=torch.int64)
+    opts = options("bilinear", False, "zeros")
+    for reductions in (None, reduced((1.6, 1.3), (1.2, 2.0))):
+        found = []
+        for source, boxes in ((images, shift @ matrices), (content.double(), matrices)):
+            leaves = [source.clone().requires_grad_(), boxes.requires_grad_()]
+            value = _ops_warp.sampled(*leaves, index, reductions, size, opts, "cpu")
+            g = rand(*value.shape, seed=5, dtype=torch.float32) - 0.5
+            by_image, by_matrix = torch.autograd.grad(value, leaves, g.to(value.dtype))
+            found.append((value.detach(), by_image[..., -part[1] :], by_matrix))
+        (value, by_image, by_matrix), exact = found
+        # By the entries of the shifted matrix: those of the other, once the shift is taken along.
+        by_matrix = shift.T @ by_matrix
+        for mine, expected in zip((value, by_image, by_matrix), exact, strict=True):
+            near = 3e-6 * float(expected.abs().max())
+            torch.testing.assert_close(mine.double(), expected, rtol=0, atol=near)
+
+
+def test_sums_of_matrix_gradients_are_double():
+    """Over very many outputs of an image in float32 whose slopes are exact."""
+    size = (400, 432)
+    images = torch.arange(600.0)[:, None] + 2 * torch.arange(620.0)
+    matrix = placed(7.0, (1.1, 1.05), (310.0, 300.0), size)[None].requires_grad_()
+    value = _ops_warp.sampled(images[None, None], matrix, None, None, size, options("bilinear", False, "border"), "cpu")
+    g = rand(*value.shape, dtype=torch.float32)
+    (found,) = torch.autograd.grad(value, matrix, g)
+    v, u = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) + 0.5 for n in size), indexing="ij")
+    sums = (torch.stack([u, v, torch.ones_like(u)]) * g[0, 0].double()).sum((1, 2))
+    torch.testing.assert_close(found[0, :2], torch.stack([2 * sums, sums]), rtol=1e-8, atol=0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory that is not written to takes none there")
+def test_offsets_are_wide():
+    """Rows that lie further apart than 32 bits can say."""
+    size, image = (7, 32), (50, 60)
+    base = torch.empty(image[0], 45_000_000, dtype=torch.uint8)
+    matrices = some(size, image)[:1]
+    near = (rand(1, 1, *image) * 255).to(torch.uint8)
+    far = base[None, None, :, : image[1]]
+    far.copy_(near)
+    assert far.stride(2) * image[0] > 2**31
+    for mode, reductions in itertools.product(("bilinear", "bicubic"), (None, reduced((2, 1.5)))):
+        found = []
+        for images in (near, far):
+            leaf = matrices.clone().requires_grad_()
+            value = _ops_warp.sampled(images, leaf, None, reductions, size, options(mode, True, "border"), "cpu")
+            found.append((value.detach(), *torch.autograd.grad(value.square().sum(), leaf)))
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-3)
