@@ -5,6 +5,9 @@
 namespace diffcrop {
 namespace {
 
+// Sums that are kept beside the result, at most if there are four channels of them.
+constexpr int64_t kCopied = 1 << 20;
+
 // What plans are for: values, derivatives by the box, or products with the transposed matrix.
 enum class Purpose : int8_t { value, slope, back };
 
@@ -193,24 +196,23 @@ void grad_typed(const Tensor& grad, const Boxes& boxes, const Options& options, 
   std::vector<std::vector<int64_t>> readers(count);
   for (int64_t r = 0; r < boxes.size(); ++r)
     if (planner.valid(r)) readers[boxes.image(r)].push_back(r);
-  // Every element is summed over all boxes in their order by one thread, which plans them for some channels.
-  constexpr int64_t least = 4;
-  const int64_t some = std::clamp<int64_t>(kElements / pixels, std::min(least, channels), channels);
-  const int64_t groups = ceil_div(channels, some);
-  const int64_t work = some * (pixels + outputs * ceil_div(boxes.size(), count));
+  // Every element is summed over all boxes in their order by one thread, which plans them once for all channels that it
+  // has, or for as many as it has memory for where sums may not be kept where they will stay.
+  const bool direct = std::is_same_v<G, A> && out.stride(2) == 1;
+  const int64_t groups = ceil_div(channels, kBatch);
+  const int64_t together = direct ? groups : std::max<int64_t>(kCopied / (kBatch * pixels), 1);
+  const int64_t work = kBatch * (pixels + outputs * ceil_div(boxes.size(), count));
   torch::stable::parallel_for(0, count * groups, std::max<int64_t>(kGrain / work, 1), [&](int64_t from, int64_t to) {
     Scratch<A>& scratch = Scratch<A>::of_thread();
-    for (int64_t piece = from; piece < to; ++piece) {
+    for (int64_t group = from, next; group < to; group = next) {
       scratch.clear();
-      const int64_t image = piece / groups, c = piece % groups * some, c_end = std::min(c + some, channels);
+      const int64_t image = group / groups, c = group % groups * kBatch;
+      next = std::min({to, (image + 1) * groups, group + together});
+      const int64_t c_end = std::min(c + (next - group) * kBatch, channels);
       const Line<G> line = line_of(out, target, image);
-      // Sums are kept where they will stay if they may.
-      bool direct = false;
       Line<A> sums{nullptr, pixels, 1};
-      if constexpr (std::is_same_v<G, A>) {
-        direct = line.column == 1;
+      if constexpr (std::is_same_v<G, A>)
         if (direct) sums = line;
-      }
       if (!direct) sums.data = scratch.take((c_end - c) * pixels) - c * pixels;
       for (int64_t channel = c; channel < c_end; ++channel) std::fill_n(sums.at(channel), pixels, A(0));
       for (const int64_t r : readers[image])

@@ -71,20 +71,38 @@ std::pair<int64_t, int64_t> reach_of(const SignalPlan<A>& plan) {
   return {*first, *last + 2};
 }
 
-// Calls f(c, row) for all channels, row[k] pixel k, which is a copy where pixels are not next to each other.
-template <class T, class A, class F>
-void each_row(const SignalPlan<A>& plan, const Line<const T>& signal, int64_t c, int64_t c_end, Scratch<A>& scratch,
-              const F& f) {
+// Calls f(c, count, rows) for all channels, `most` or fewer at a time, rows[r][k] pixel k of channel c + r, in a copy
+// where pixels are not next to each other.
+template <int most, class T, class A, class F>
+void each_rows(const SignalPlan<A>& plan, const Line<const T>& signal, int64_t c, int64_t c_end, Scratch<A>& scratch,
+               const F& f) {
   if (signal.column == 1) {
-    for (; c < c_end; ++c) f(c, signal.at(c));
+    const T* rows[most];
+    for (; c < c_end; c += most) {
+      const int64_t count = std::min<int64_t>(c_end - c, most);
+      for (int64_t r = 0; r < count; ++r) rows[r] = signal.at(c + r);
+      f(c, count, rows);
+    }
     return;
   }
   const auto [first, last] = reach_of(plan);
-  A* const copy = scratch.take(last - first);
-  for (; c < c_end; ++c) {
-    read_row(copy, signal.at(c) + first * signal.column, last - first, signal.column, 1, 0);
-    f(c, static_cast<const A*>(copy) - first);
+  A* copies[most];
+  const A* rows[most];
+  for (int64_t r = 0; r < most; ++r) copies[r] = scratch.take(last - first), rows[r] = copies[r] - first;
+  for (; c < c_end; c += most) {
+    const int64_t count = std::min<int64_t>(c_end - c, most);
+    for (int64_t r = 0; r < count; ++r)
+      read_row(copies[r], signal.at(c + r) + first * signal.column, last - first, signal.column, 1, 0);
+    f(c, count, rows);
   }
+}
+
+// Calls f(c, row) for all channels one by one.
+template <class T, class A, class F>
+void each_row(const SignalPlan<A>& plan, const Line<const T>& signal, int64_t c, int64_t c_end, Scratch<A>& scratch,
+              const F& f) {
+  each_rows<1>(plan, signal, c, c_end, scratch,
+               [&](int64_t channel, int64_t, const auto* rows) DIFFCROP_ALWAYS { f(channel, rows[0]); });
 }
 
 // Calls f(c, count, rows) for batches of channels, rows[r] less the fill from pixel plan.runs.first on, as the passes
@@ -173,7 +191,24 @@ AxisSum box_signal(const SignalPlan<A>& plan, const Line<const T>& signal, const
     add_products(widens ? 2 : 1, count, totals, copies, rows, plan.across, line);
   };
   if (plan.laid) each_batch<T, A>(plan, signal, c, c_end, fill, scratch, all);
-  each_row(plan, signal, plan.laid ? c_end : c, c_end, scratch, [&](int64_t channel, const auto* row) DIFFCROP_ALWAYS {
+  bool done = plan.laid;
+#if DIFFCROP_LOOKUPS
+  if constexpr (std::is_same_v<A, float>)
+    if (!done && !plan.paired && plan.runs.place.empty()) {
+      each_rows<kBatch>(plan, signal, c, c_end, scratch,
+                        [&](int64_t channel, int64_t count, const auto* rows) DIFFCROP_ALWAYS {
+                          const A* g[kBatch];
+                          A shift[kBatch];
+                          for (int64_t r = 0; r < count; ++r) {
+                            g[r] = grad_row(grad, channel + r, width, copies[r]);
+                            shift[r] = fill == nullptr ? A(0) : fill[channel + r];
+                          }
+                          add_slopes_lanes(totals, g, rows, shift, count, plan.runs);
+                        });
+      done = true;
+    }
+#endif
+  each_row(plan, signal, done ? c_end : c, c_end, scratch, [&](int64_t channel, const auto* row) DIFFCROP_ALWAYS {
     const A shift = fill == nullptr ? A(0) : fill[channel];
     const A* const g = grad_row(grad, channel, width, copies[0]);
     plan.paired ? gather_pairs(line, row, plan.pairs, shift) : gather_runs(line, row, plan.runs, kByCenter, shift);

@@ -35,6 +35,9 @@ DIFFCROP_INLINE __m512 sums_of(const __m512 (&v)[kLanes]) {
   return _mm512_add_ps(_mm512_shuffle_f32x4(eight[0], eight[1], 0x88), _mm512_shuffle_f32x4(eight[0], eight[1], 0xdd));
 }
 
+// Pixels that are asked for before they are read.
+constexpr int64_t kAhead = 512;
+
 // See gather_runs.
 template <class T>
 inline void gather_runs_lanes(float* out, const T* row, const AxisPlan<float>& runs, const float* weights,
@@ -50,6 +53,7 @@ inline void gather_runs_lanes(float* out, const T* row, const AxisPlan<float>& r
       const int64_t count = runs.count[j + lane];
       const float* const weight = weights + runs.offset[j + lane];
       const T* const from = row + runs.start[j + lane];
+      _mm_prefetch(reinterpret_cast<const char*>(from + kAhead), _MM_HINT_T0);
       for (int64_t t = 0; t < count; t += kLanes) {
         const __mmask16 mask = first_lanes(count - t);
         sum = _mm512_mask3_fmadd_ps(_mm512_maskz_loadu_ps(mask, weight + t),
@@ -69,6 +73,43 @@ DIFFCROP_INLINE void add_run_lanes(float* to, const float* weight, float g, int6
     const __m512 sum =
         _mm512_fmadd_ps(wide, _mm512_maskz_loadu_ps(mask, weight + t), _mm512_maskz_loadu_ps(mask, to + t));
     _mm512_mask_storeu_ps(to + t, mask, sum);
+  }
+}
+
+// totals[n][j] += sum_t slope[n][j, t] sum_r g[r][j] (rows[r][start[j] + t] - shift[r]), slope[0] by the position and
+// slope[1] by the width, if that changes. A pixel is read once for both and weighed once for all rows.
+template <class T>
+inline void add_slopes_lanes(float* const (&totals)[2], const float* const* g, const T* const* rows, const float* shift,
+                             int64_t count, const AxisPlan<float>& runs) {
+  const bool widens = !runs.by_width.empty();
+  for (int64_t j = 0; j < runs.outputs; j += kLanes) {
+    const int64_t some = std::min<int64_t>(runs.outputs - j, kLanes);
+    __m512 by_center[kLanes], by_width[kLanes];
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      by_center[lane] = by_width[lane] = _mm512_setzero_ps();
+      if (lane >= some) continue;
+      const int64_t taps = runs.count[j + lane], offset = runs.offset[j + lane], start = runs.start[j + lane];
+      for (int64_t r = 0; r < count; ++r)
+        _mm_prefetch(reinterpret_cast<const char*>(rows[r] + start + kAhead), _MM_HINT_T0);
+      for (int64_t t = 0; t < taps; t += kLanes) {
+        const __mmask16 mask = first_lanes(taps - t);
+        __m512 sum = _mm512_setzero_ps();
+        for (int64_t r = 0; r < count; ++r)
+          sum = _mm512_fmadd_ps(_mm512_set1_ps(g[r][j + lane]),
+                                _mm512_sub_ps(load_lanes(rows[r] + start + t, mask), _mm512_set1_ps(shift[r])), sum);
+        const auto add = [&](__m512& total, const std::vector<float>& slope) DIFFCROP_ALWAYS {
+          total = _mm512_mask3_fmadd_ps(_mm512_maskz_loadu_ps(mask, slope.data() + offset + t), sum, total, mask);
+        };
+        add(by_center[lane], runs.by_center);
+        if (widens) add(by_width[lane], runs.by_width);
+      }
+    }
+    const __mmask16 mask = first_lanes(some);
+    const auto put = [&](float* total, const __m512(&parts)[kLanes]) DIFFCROP_ALWAYS {
+      _mm512_mask_storeu_ps(total + j, mask, _mm512_add_ps(_mm512_maskz_loadu_ps(mask, total + j), sums_of(parts)));
+    };
+    put(totals[0], by_center);
+    if (widens) put(totals[1], by_width);
   }
 }
 

@@ -147,3 +147,15 @@ def test_the_last_pixels_are_read_within_the_row(generator):
             got = crop(signals, boxes, (33,), mode=mode, antialias=antialias, impl="cpu")
             want = crop(signals, boxes, (33,), mode=mode, antialias=antialias, impl="reference")
             torch.testing.assert_close(got, want, rtol=2e-3, atol=2e-3)
+
+
+def test_sums_that_are_kept_beside_the_result(generator):
+    """So many pixels that the gradients of few channels fit there at a time."""
+    signals = rand(2, 11, 120_000, generator=generator)
+    boxes = torch.tensor([[100.3, 90_000.7], [119_000.1, 50.9]]).expand(2, 2, 2)
+    cotangent = rand(2, 2, 11, 70, generator=generator)
+    want = results("cpu", signals, boxes, cotangent, mode="bilinear", antialias=True)
+    for dtype in (torch.float16, torch.bfloat16):
+        got = results("cpu", signals.to(dtype), boxes, cotangent.to(dtype), mode="bilinear", antialias=True)
+        torch.testing.assert_close(got[1], want[1].to(dtype), rtol=2e-2, atol=2e-3)
+        assert got[1].any(-1).all()
