@@ -28,11 +28,17 @@ void gather_pairs(A* __restrict out, const T* __restrict row, const PairPlan<A>&
   }
 }
 
+// What a sum of so many terms begins with: a negative zero leaves every one of them as it is, which 0 does not.
+template <class A>
+DIFFCROP_INLINE A nothing_of(int64_t count) {
+  return count > 0 ? A(-0.0) : A(0);
+}
+
 // In a fixed number of partial sums, whatever the vector width.
 template <class T, class A>
 DIFFCROP_INLINE A weigh_pixels(const A* __restrict weight, const T* __restrict from, int64_t count, A shift) {
   constexpr int64_t parts = 8;
-  A total = 0;
+  A total = nothing_of<A>(count);
   int64_t t = 0;
   if (count >= parts) {
     A sum[parts] = {};
@@ -49,7 +55,7 @@ void gather_runs(A* __restrict out, const T* __restrict row, const AxisPlan<A>& 
   const A* const weights = runs.weights(order).data();
   if (!runs.place.empty()) {
     for (int64_t j = 0; j < runs.outputs; ++j) {
-      A sum = 0;
+      A sum = nothing_of<A>(runs.count[j]);
       for (int64_t t = runs.offset[j]; t < runs.offset[j] + runs.count[j]; ++t)
         sum += weights[t] * (load<A>(row[runs.place[t]]) - shift);
       out[j] = sum;

@@ -49,8 +49,9 @@ inline void gather_runs_lanes(float* out, const T* row, const AxisPlan<float>& r
     for (int64_t lane = 0; lane < kLanes; ++lane) {
       parts[lane] = _mm512_setzero_ps();
       if (lane >= some) continue;
-      __m512 sum = _mm512_setzero_ps();
       const int64_t count = runs.count[j + lane];
+      // Negative zeros leave every sum as it is.
+      __m512 sum = _mm512_set1_ps(count > 0 ? -0.0F : 0.0F);
       const float* const weight = weights + runs.offset[j + lane];
       const T* const from = row + runs.start[j + lane];
       _mm_prefetch(reinterpret_cast<const char*>(from + kAhead), _MM_HINT_T0);

@@ -159,3 +159,30 @@ def test_sums_that_are_kept_beside_the_result(generator):
         got = results("cpu", signals.to(dtype), boxes, cotangent.to(dtype), mode="bilinear", antialias=True)
         torch.testing.assert_close(got[1], want[1].to(dtype), rtol=2e-2, atol=2e-3)
         assert got[1].any(-1).all()
+
+
+@pytest.mark.parametrize("dtype", [f64, torch.float32, torch.float16])
+@pytest.mark.parametrize("channels", [1, 12])
+def test_a_copy_keeps_the_sign_of_zeros(channels, dtype):
+    # The last pixel is the right one of its pair, alone.
+    signals = -torch.zeros(1, channels, 35, dtype=dtype)
+    boxes = torch.tensor([[0.0, 35.0], [18.0, 35.0], [35.0, 0.0]])
+    for (mode, antialias), box in itertools.product(FILTERS[:5], boxes):
+        got = crop(signals, box, (int((box[1] - box[0]).abs()),), mode=mode, antialias=antialias, impl="cpu")
+        assert got.signbit().all(), mode
+
+
+@pytest.mark.parametrize("dtype", [f64, torch.float32, torch.float16])
+@pytest.mark.parametrize("channels", [1, 12])
+def test_the_last_pixel_alone(channels, dtype):
+    # It is the right one of the last pair, whose left one is neither read nor added to.
+    signals = torch.full((1, channels, 35), torch.nan, dtype=dtype)
+    signals[..., 34] = 3
+    cotangent = torch.full((1, channels, 1), torch.nan, dtype=dtype)
+    boxes = torch.tensor([[34.0, 35.0]])
+    for (mode, antialias), padding_mode in itertools.product(FILTERS[:5], ("border", "zeros", "renormalize")):
+        how = {"mode": mode, "antialias": antialias, "padding_mode": padding_mode}
+        value, by_signal, _ = results("cpu", signals, boxes, cotangent, **how)
+        assert value.eq(3).all(), how
+        assert by_signal[..., :34].eq(0).all(), how
+        assert by_signal[..., 34].isnan().all()
