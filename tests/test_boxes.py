@@ -403,7 +403,7 @@ def case(error, call, *message):
         case(
             TypeError,
             lambda: convert_boxes(np.zeros((3, 4))),
-            "boxes must be a tensor, got a ndarray of shape (3, 4); convert",
+            "boxes must be a tensor, got a float64 ndarray of shape (3, 4); convert",
         ),
         case(TypeError, lambda: convert_boxes(None), "boxes must be a tensor, got None (NoneType)"),
         case(
@@ -417,8 +417,8 @@ def case(error, call, *message):
             ValueError,
             lambda: boxes_to_theta(torch.zeros(7, 5)),
             "boxes must have 2 (signals), 4 (images) or 6 (volumes) numbers in its last dimension, got a ",
-            "torch.float32 tensor of shape (7, 5); a leading batch-index column as in RoIAlign goes into ",
-            "batch_index: pass boxes[:, 1:] and batch_index=boxes[:, 0].long()",
+            "torch.float32 tensor of shape (7, 5); an index in front is no part of a box: pass boxes[..., 1:]; ",
+            "rotated boxes (cx, cy, w, h, angle) are for crop_rotated",
         ),
         case(
             ValueError,

@@ -190,6 +190,10 @@ IMAGE, SCALE = torch.zeros(4, 5, 3), torch.ones(2)
 
 @pytest.mark.parametrize(("error", "arguments", "said"), [
     (TypeError, {"image": [1.0]}, ("image must be a tensor", "[1.0]")),
+    (TypeError, {"image": IMAGE.numpy()}, ("image must be a tensor", "float32 ndarray of shape (4, 5, 3)")),
+    (TypeError, {"image": IMAGE.to(torch.complex64)}, ("image must be floating-point", "complex64")),
+    (ValueError, {"shape": (2**31, 2, 3)}, ("shape must be below 2**31",)),
+    (TypeError, {"method": IMAGE.numpy()}, ("method must be one of", "ndarray")),
     (TypeError, {"shape": 3}, ("shape must be a tuple", "3 (int)")),
     (ValueError, {"shape": (2, 2)}, ("shape", "3 dimensions", "(2, 2)")),
     (ValueError, {"shape": (2, 2, 4)}, ("keep dimension 2", "3", "got 4")),

@@ -185,6 +185,7 @@ def test_dtypes(generator):
 
 
 IMAGE, BOX = torch.zeros(2, 3, H, W), BOXES["upright"]
+GRAD = BOX.clone().requires_grad_()
 
 
 @pytest.mark.parametrize(("error", "call", "said"), [
@@ -201,7 +202,14 @@ IMAGE, BOX = torch.zeros(2, 3, H, W), BOXES["upright"]
     (ValueError, lambda: ours.crop_and_resize(IMAGE, BOX, (3, 4), "area"), ("mode must be one of", "'area'")),
     (ValueError, lambda: ours.crop_and_resize(IMAGE, BOX, (3, 4), "bilinear", "fill"), ("padding_mode", "'fill'")),
     (TypeError, lambda: ours.crop_and_resize(IMAGE, BOX, (3, 4), align_corners=None), ("align_corners", "None")),
-    (ValueError, lambda: ours.crop_and_resize(IMAGE, BOX[:, [0, 2, 1, 3]], (3, 4)), ("convex",)),
+    (ValueError, lambda: ours.crop_and_resize(IMAGE, BOX[:, [0, 2, 1, 3]], (3, 4)), ("boxes must be convex",)),
+    (ValueError, lambda: ours.crop_by_boxes(IMAGE, BOX[:, [0, 2, 1, 3]], BOX[:1]), ("src_box must be convex",)),
+    (TypeError, lambda: ours.crop_and_resize(IMAGE.numpy(), BOX, (3, 4)), ("a float32 ndarray of shape (2, 3, 7, 9)",)),
+    (TypeError, lambda: ours.center_crop(IMAGE.to(torch.complex64), (3, 4)), ("input_tensor must be floating-point",)),
+    (ValueError, lambda: ours.center_crop(IMAGE[:, :, :0], (3, 4)), ("input_tensor must have at least one pixel",)),
+    (ValueError, lambda: ours.crop_by_transform_mat(IMAGE, torch.eye(3)[None], (3, 2**27)), ("out_size", "2**27")),
+    (ValueError, lambda: ours.crop_and_resize(IMAGE, GRAD, (3, 4), "nearest"), ("boxes requires grad",)),
+    (ValueError, lambda: ours.crop_by_boxes(IMAGE, GRAD, BOX, "nearest"), ("src_box requires grad",)),
     (TypeError, lambda: ours.crop_by_boxes(IMAGE, BOX, None), ("dst_box", "None")),
     (TypeError, lambda: ours.crop_by_boxes(IMAGE, BOX, BOX, validate_boxes=1), ("validate_boxes", "1 (int)")),
     (ValueError, lambda: ours.crop_by_boxes(IMAGE, BOX, rectangle(0, 0, -3, 4)[None]), ("one width", "at least 1")),

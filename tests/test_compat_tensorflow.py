@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -181,7 +182,13 @@ IMAGE, BOXES, INDEX = torch.zeros(2, 4, 5, 3), torch.zeros(3, 4), torch.zeros(3,
     (TypeError, {"box_indices": [0, 0, 0]}, ("box_indices", "(R,)", "[0, 0, 0]")),
     (TypeError, {"box_indices": INDEX.float()}, ("box_indices", "integer", "float32")),
     (ValueError, {"box_indices": INDEX[:2]}, ("box_indices", "3 boxes", "got 2")),
-    (ValueError, {"box_indices": INDEX + 2}, ("0..1", "2 images")),
+    (ValueError, {"box_indices": INDEX + 2}, ("box_indices must lie in 0..1", "2 images")),
+    (ValueError, {"box_indices": INDEX.to("meta")}, ("image and box_indices must be on the same device",)),
+    (ValueError, {"boxes": BOXES.to("meta")}, ("image and boxes must be on the same device",)),
+    (TypeError, {"boxes": BOXES.bool()}, ("boxes must hold real numbers",)),
+    (TypeError, {"image": IMAGE.to(torch.complex64)}, ("image must be floating-point", "(2, 4, 5, 3)")),
+    (ValueError, {"image": IMAGE[:, :0]}, ("image must have at least one pixel", "(2, 0, 5, 3)")),
+    (TypeError, {"image": np.zeros((2, 4, 5, 3))}, ("image", "got a float64 ndarray of shape (2, 4, 5, 3)")),
     (TypeError, {"crop_size": 3}, ("crop_size", "(h, w)", "3 (int)")),
     (TypeError, {"crop_size": (3, 2.5)}, ("crop_size", "2.5")),
     (ValueError, {"crop_size": (3,)}, ("crop_size", "(3,)")),
@@ -191,7 +198,7 @@ IMAGE, BOXES, INDEX = torch.zeros(2, 4, 5, 3), torch.zeros(3, 4), torch.zeros(3,
     (TypeError, {"extrapolation_value": "0"}, ("extrapolation_value", "'0'")),
     (ValueError, {"extrapolation_value": float("nan")}, ("extrapolation_value", "finite", "nan")),
     (TypeError, {"name": 3}, ("name", "3 (int)")),
-    (ValueError, {"boxes": BOXES.clone().requires_grad_(), "method": "nearest"}, ("nearest", "requires grad")),
+    (ValueError, {"boxes": BOXES.clone().requires_grad_(), "method": "nearest"}, ("method=", "boxes requires")),
 ])  # fmt: skip
 def test_errors(error, arguments, said):
     given = {"image": IMAGE, "boxes": BOXES, "box_indices": INDEX, "crop_size": (3, 4)} | arguments

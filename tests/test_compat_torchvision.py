@@ -177,6 +177,10 @@ IMAGE = torch.zeros(3, 8, 9)
 
 @pytest.mark.parametrize(("error", "arguments", "said"), [
     (TypeError, {"img": [[1]]}, ("img must be a tensor", "pil_to_tensor")),
+    (TypeError, {"img": IMAGE.numpy()}, ("img must be a tensor", "float32 ndarray of shape (3, 8, 9)")),
+    (TypeError, {"img": IMAGE.to(torch.complex64)}, ("img must be floating-point", "complex64")),
+    (TypeError, {"top": 1.5, "left": None}, ("left must be a number", "None")),
+    (ValueError, {"height": 10**400}, ("height must be finite and below 2**31", "(int)")),
     (ValueError, {"img": torch.zeros(4)}, ("img must have shape (..., C, H, W)", "(4,)")),
     (ValueError, {"img": torch.zeros(3, 0, 4)}, ("at least one pixel", "(3, 0, 4)")),
     (TypeError, {"top": "1"}, ("top must be a number", "'1'")),

@@ -453,6 +453,7 @@ def test_torch_func_and_the_compiler(generator):
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 P, BOX, CANVAS = torch.zeros(3, 2, 4, 4), torch.zeros(3, 4), torch.zeros(2, 9, 9)
+GRAD = BOX[1:].clone().requires_grad_()
 
 
 @pytest.mark.parametrize(("kind", "words", "call"), [
@@ -488,6 +489,16 @@ P, BOX, CANVAS = torch.zeros(3, 2, 4, 4), torch.zeros(3, 4), torch.zeros(2, 9, 9
     (ValueError, "size must be left out", lambda: paste(P, [BOX], 9, canvas=[CANVAS])),
     (ValueError, "serves images", lambda: paste(torch.zeros(1, 3), torch.zeros(2), 8, impl="cpu")),
     (ValueError, "sigma belongs", lambda: paste(P, BOX, 8, sigma=1.0)),
+    (TypeError, "what to paste onto is canvas=", lambda: paste(P, BOX, CANVAS)),
+    (TypeError, "what to paste onto is canvas=", lambda: paste(P, BOX, CANVAS.numpy())),
+    (TypeError, "what to paste onto is canvas=", lambda: paste(P, [BOX[:1], BOX[1:]], [CANVAS, CANVAS])),
+    (TypeError, r"pass size.tolist\(\)", lambda: paste(P, BOX, torch.tensor([9, 9]))),
+    (ValueError, "into batch_index: .* are pasted by warp", lambda: paste(P, torch.zeros(3, 5), 8)),
+    (ValueError, r"boxes\[1\] must .* are pasted by warp", lambda: paste(P, [BOX[:1], torch.zeros(2, 5)], 8)),
+    (ValueError, "impl must be one of 'cpu', 'reference', got 'cuda'", lambda: paste(P, BOX, 8, impl="cuda")),
+    (ValueError, r"boxes\[1\].detach", lambda: paste(P, [BOX[:1], GRAD], 8, mode="nearest")),
+    (ValueError, r"batch_size must be below 2\*\*31", lambda: paste(P, BOX, 8, batch_size=2**31)),
+    (ValueError, r"size must be below 2\*\*31", lambda: paste(P, BOX, (2**31, 8))),
 ])  # fmt: skip
 def test_errors(kind, words, call):
     with pytest.raises(kind, match=words):

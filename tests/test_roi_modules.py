@@ -120,9 +120,19 @@ MAPS, BOXES = {"a": torch.zeros(1, 1, 16, 16), "b": torch.zeros(1, 1, 8, 8)}, [t
     ({}, {"image_shapes": torch.tensor([[64, 64]])}, TypeError, "pass image_shapes.tolist()"),
     ({}, {"image_shapes": (64, 64)}, TypeError, "image_shapes must hold (h, w) of each image"),
     ({}, {"image_shapes": [64]}, TypeError, "image_shapes must hold (h, w) of each image, got [64]"),
-    ({}, {"boxes": [torch.zeros(1, 5)]}, TypeError, "boxes must be a list of tensors (K, 4)"),
-    ({}, {"boxes": [[0, 0, 1, 1]]}, TypeError, "got one of list"),
-    ({}, {"x": {**MAPS, "b": torch.zeros(1, 1, 0, 8)}}, TypeError, "not empty, got shape (1, 1, 0, 8)"),
+    ({}, {"image_shapes": [(64, 64)] * 2}, ValueError, "each of the 1 images that there are boxes of, got 2"),
+    ({}, {"image_shapes": None}, TypeError, "image_shapes must hold (h, w) of each image, got None"),
+    ({}, {"image_shapes": [("64", 64)]}, TypeError, "image_shapes must hold (h, w) of each image"),
+    ({}, {"image_shapes": [(64, 0)]}, ValueError, "image_shapes must be at least 1"),
+    ({}, {"boxes": []}, ValueError, "boxes must be a list of one tensor (K, 4) per image, got none for 1 images"),
+    ({}, {"boxes": [BOXES[0]] * 2}, ValueError, "one tensor per image, got 2 for 1 images"),
+    ({}, {"boxes": None}, TypeError, "boxes must be a list of one tensor (K, 4) per image, got None"),
+    ({}, {"boxes": [BOXES[0].to("meta")]}, ValueError, "x and boxes[0] must be on the same device"),
+    ({}, {"x": {**MAPS, "b": MAPS["b"].double()}}, ValueError, "agree in images, channels, dtype and device"),
+    ({"featmap_names": None}, {}, TypeError, "featmap_names must be a list of names, got None"),
+    ({}, {"boxes": [torch.zeros(1, 5)]}, ValueError, "an index in front is no part of a box: pass boxes[0]["),
+    ({}, {"boxes": [[0, 0, 1, 1]]}, TypeError, "boxes[0] must be a tensor, got [0, 0, 1, 1]"),
+    ({}, {"x": {**MAPS, "b": torch.zeros(1, 1, 0, 8)}}, TypeError, "tensor of shape (1, 1, 0, 8) for x['b']"),
 ])  # fmt: skip
 def test_errors(made, given, kind, text):
     def use():

@@ -32,6 +32,7 @@ MATRIX = torch.eye(3)
 MATRICES = torch.stack([MATRIX, MATRIX])
 INDEX = torch.tensor([0, 1])
 CROSSED = QUAD[[0, 2, 1, 3]]
+HUGE = torch.zeros(1, 1, 1).expand(1, 1, 2**27)
 HORIZON = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 0]])
 ONE = {crop_rotated: BOX, crop_quad: QUAD, warp: MATRIX}
 NAMES = {crop_rotated: "boxes", crop_quad: "quads", warp: "matrix"}
@@ -154,6 +155,18 @@ SHARED = [
         (TypeError, of(f, coords=1), "coords must be one of", "1 (int)"),
         (ValueError, of(f, mode="linear"), "mode must be one of", "did you mean 'bilinear'?"),
         (ValueError, of(f, mode="gaussian"), "mode must be one of 'bilinear', 'bicubic'", "'gaussian'", "only crop"),
+        (
+            ValueError,
+            of(f, mode="blur"),
+            "mode must be one of 'bilinear', 'bicubic', 'lanczos3', 'area', 'nearest', got",
+        ),
+        (ValueError, of(f, padding_mode="pillow"), "'constant', 'reflection', 'circular', got 'pillow'"),
+        # what the kernels hold: tensors without memory of their own
+        (ValueError, of(f, images=HUGE), "images must have fewer than 2**27 pixels", "(1, 1, 134217728)"),
+        (ValueError, of(f, images=HUGE.mT), "images must have fewer than 2**27 pixels", "(1, 134217728, 1)"),
+        (ValueError, of(f, images=[IMAGE[:1], HUGE]), "images[1] must have fewer than 2**27 pixels"),
+        (ValueError, of(f, size=2**27), "size must be below 2**27", "134217728 (int)"),
+        (ValueError, of(f, size=(1, 2**27)), "size must be below 2**27"),
         (ValueError, of(f, padding_mode="reflect"), "padding_mode must be one of", "did you mean 'reflection'?"),
         (
             ValueError,
@@ -181,7 +194,7 @@ SHARED = [
             "mode='nearest' has no gradient",
         ),
         # impl
-        (ValueError, of(f, impl="cuda"), "impl must be one of 'cpu', 'triton', 'reference'", "'cuda'"),
+        (ValueError, of(f, impl="cuda"), "impl must be one of 'cpu', 'reference', got 'cuda'"),
         (ValueError, with_implementations(NOT_BUILT, of(f, impl="cpu")), "impl='cpu' is not available", "no compiler"),
         (
             ValueError,
@@ -222,8 +235,8 @@ CASES = [
     (ValueError, quad(torch.zeros(3, 2)), "quads must have shape (..., 4, 2)", "(3, 2)"),
     (ValueError, quad(CROSSED), "quads must be convex", "(1, 1), (6, 6), (5, 0), (0, 5)", "another order"),
     (ValueError, quad(torch.stack([QUAD, CROSSED])), "quads must be convex", "1 of 2", "(6, 6)"),
-    (ValueError, quad([QUADS, CROSSED[None]]), "quads must be convex", "1 of 3"),
-    (ValueError, quad([QUADS, CROSSED[None]], [IMAGE] * 2), "quads must be convex", "1 of 1"),
+    (ValueError, quad([QUADS, CROSSED[None]]), "quads[1] must be convex", "1 of 1"),
+    (ValueError, quad([QUADS, CROSSED[None]], [IMAGE] * 2), "quads[1] must be convex", "1 of 1"),
     (ValueError, quad(torch.zeros(4, 2)), "quads must be convex", "(0, 0), (0, 0)", "no area", "crop_rotated, warp"),
     (ValueError, quad(QUAD.clone().index_fill_(0, torch.tensor([1]), 1.0)), "quads must be convex"),
     (ValueError, quad(CROSSED.clone().requires_grad_()), "quads must be convex"),
@@ -235,7 +248,9 @@ CASES = [
     (ValueError, warped(torch.zeros(2, 2)), "matrix must have shape", "torch.cat([matrix"),
     (ValueError, warped([MATRICES, MATRICES[:, :2]]), "the matrix of a list must agree", "(2, 2, 3)", "(2, 3, 3)"),
     (ValueError, warped(HORIZON), "matrix must not have a last row of zeros", "1 in all", "(0, 0, 1)"),
-    (ValueError, warped([MATRICES, HORIZON[None]], [IMAGE] * 2), "matrix must not have a last row of zeros"),
+    (ValueError, warped([MATRICES, HORIZON[None]]), "matrix[1] must not have a last row of zeros", "(1, 3, 3)"),
+    (ValueError, warped([MATRICES, HORIZON[None]], [IMAGE] * 2), "matrix[1] must not have a last row of zeros"),
+    (ValueError, lambda: rotated_to_quads(torch.zeros(2, 6)), "5 numbers", "boxes[..., 1:]"),
     # without pixels
     (TypeError, lambda: rotated_to_quads([1, 2, 3, 4, 5]), "boxes must be a tensor", "[1, 2, 3, 4, 5]"),
     (ValueError, lambda: rotated_to_quads(torch.zeros(4)), "5 numbers", "(4,)"),

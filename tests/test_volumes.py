@@ -546,11 +546,15 @@ def test_operators_refuse_what_does_not_fit():
 @needs_kernels
 @pytest.mark.parametrize("axes", [1, 3])
 def test_kernels_are_chosen_and_normal_equations_are_the_reference(axes, generator):
+    """Of normal equations the kernels are those of images: what names them is refused."""
     images, boxes, kept = smooth(axes, generator)
     with torch.no_grad():
         assert torch.equal(crop(images, boxes, 3, **kept), crop(images, boxes, 3, impl="cpu", **kept))
         targets = torch.rand(1, 2, 1, *[3] * axes, generator=generator, dtype=f64)
-        found = [diffcrop.normal_equations(images, boxes, targets, impl=impl, **kept) for impl in ("cpu", "reference")]
+        found = [diffcrop.normal_equations(images, boxes, targets, impl=impl, **kept) for impl in (None, "reference")]
+    for given in (images, [*images]):
+        with pytest.raises(ValueError, match=rf"impl='cpu' serves images .* of {2 * axes} numbers; leave impl=None"):
+            diffcrop.normal_equations(given, boxes, targets, impl="cpu", **kept)
     for got, want in zip(*found, strict=True):
         assert torch.equal(got, want)
 

@@ -25,16 +25,24 @@ from diffcrop._context import is_concrete
 
 
 def describe(value: Any) -> str:
-    """A value as an error message shows it: tensors by dtype and shape (never their numbers: that may synchronise)."""
+    """A value as an error message shows it, in one line.
+
+    Tensors and arrays by dtype and shape (never by their numbers: that may synchronise), lists of them by the first.
+    """
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
-    shape = getattr(value, "shape", None)
-    if isinstance(shape, tuple) and not isinstance(value, torch.Size):
-        return f"a {type(value).__name__} of shape {shape}"
-    text = repr(value)
+    if _has_shape(value):
+        return f"a {getattr(value, 'dtype', '')} {type(value).__name__} of shape {value.shape}".replace("  ", " ")
+    if isinstance(value, (list, tuple)) and any(map(_has_shape, value)):
+        return f"a {type(value).__name__} of {len(value)}, the first {describe(value[0])}"
+    text = " ".join(repr(value).split())
     if len(text) > 80:
         text = text[:77] + "..."
     return f"{text} ({type(value).__name__})"
+
+
+def _has_shape(value: Any) -> bool:
+    return isinstance(getattr(value, "shape", None), tuple) and not isinstance(value, type)
 
 
 def may_look(*tensors: Tensor) -> bool:
@@ -62,10 +70,11 @@ def choice(value: Any, name: str, allowed: Sequence[str], hints: dict[str, str] 
     if not isinstance(value, str):
         raise TypeError(f"{name} must be one of {listed}, got {describe(value)}")
     near = (hints or {}).get(value.lower())
-    if near is None:
+    if near not in allowed:  # what others take
         near = next(iter(difflib.get_close_matches(value.lower(), allowed, n=1, cutoff=0.5)), None)
+    shown = repr(value) if len(value) <= 80 else describe(value)
     suggestion = "" if near is None else f"; did you mean {near!r}?"
-    raise ValueError(f"{name} must be one of {listed}, got {value!r}{suggestion}")
+    raise ValueError(f"{name} must be one of {listed}, got {shown}{suggestion}")
 
 
 def real_tensor(value: Any, name: str) -> Tensor:
@@ -152,38 +161,61 @@ def align_corners(value: Any) -> bool:
 # --- sizes ------------------------------------------------------------------------------------------------------------
 
 _AXES_NAMES = {1: "(w,)", 2: "(h, w)", 3: "(d, h, w)"}
+# Runs of pixels are held in 32 bits.
+LONGEST = 2**31
 
 
-def size(value: Any, axes: int, name: str = "size", because: str | None = None) -> tuple[int, ...]:
+def size(
+    value: Any,
+    axes: int,
+    name: str = "size",
+    because: str | None = None,
+    below: int = LONGEST,
+    hint: str = "of an image pass its shape[-{axes}:]",
+) -> tuple[int, ...]:
     """An int (the same along every axis) or one int per axis in tensor order, all at least 1. Returns one per axis.
 
-    ``because`` says why so many, if not for the number of numbers of a box.
+    ``because`` says why so many, if not for the number of numbers of a box. ``hint`` is for tensors of pixels.
     """
-    if type(value) is int and value > 0:  # as nearly always
+    if type(value) is int and 0 < value < below:  # as nearly always
         return (value,) * axes
-    if type(value) is tuple and {*map(type, value)} == {int} and len(value) == axes and min(value) > 0:
+    if (
+        type(value) is tuple
+        and {*map(type, value)} == {int}
+        and len(value) == axes
+        and min(value) > 0
+        and max(value) < below
+    ):
         return value
     wanted = f"an int or {_AXES_NAMES[axes]}"
-    given = value
+    given: Any = value
     if _is_int(value):
         value = (value,) * axes
     if not isinstance(value, (tuple, list)):
-        raise TypeError(f"{name} must be {wanted}, got {describe(given)}")
+        remedy = ""
+        if _has_shape(value):
+            remedy = f"; pass {name}.tolist()" if len(given.shape) < 2 else "; " + hint.replace("{axes}", str(axes))
+        raise TypeError(f"{name} must be {wanted}, got {describe(given)}{remedy}")
     for n in value:
         if not _is_int(n):
             raise TypeError(
                 f"{name} must be {wanted} of whole numbers, got {describe(given)}, where {describe(n)} is not an int"
+                f"{'; ' + hint.replace('{axes}', str(axes)) if _has_shape(n) and n.ndim else ''}"
             )
     if len(value) != axes:
-        hint = ""
+        spatial = ""
         if len(value) > axes:
-            hint = f"; of a tensor's shape pass the spatial part, shape[-{axes}:]"
+            spatial = f"; of a tensor's shape pass the spatial part, shape[-{axes}:]"
         if because is None:
             because = f", as the boxes have {2 * axes} numbers ({axes} spatial {'axis' if axes == 1 else 'axes'})"
-        raise ValueError(f"{name} must be {wanted}{because}, got {describe(given)} of length {len(value)}{hint}")
+        raise ValueError(f"{name} must be {wanted}{because}, got {describe(given)} of length {len(value)}{spatial}")
     for n in value:
         if n < 1:
             raise ValueError(f"{name} must be at least 1 along every axis, got {describe(given)}")
+        if n >= below:
+            raise ValueError(
+                f"{name} must be below 2**{below.bit_length() - 1} along every axis, got {describe(given)}"
+            )
     return tuple(_as_int(n) for n in value)
 
 
@@ -227,23 +259,31 @@ def _as_int(value: Any) -> int:
 # --- tensors ----------------------------------------------------------------------------------------------------------
 
 
-def boxes(value: Any, axes: int | None = None, name: str = "boxes") -> int:
-    """A real tensor (..., 2A). Returns the number of axes A, which must be ``axes`` where that is given."""
+# What 5 numbers may be: to functions of upright boxes, and to those among them that take a batch_index.
+ROTATED = "rotated boxes (cx, cy, w, h, angle) are for crop_rotated"
+FIVE = f"an index in front is no part of a box: pass {{name}}[..., 1:]; {ROTATED}"
+NUMBERED = (
+    "a leading batch-index column as in RoIAlign goes into batch_index: pass boxes[:, 1:] and "
+    f"batch_index=boxes[:, 0].long(); {ROTATED}"
+)
+
+
+def boxes(value: Any, axes: int | None = None, name: str = "boxes", five: str = FIVE) -> int:
+    """A real tensor (..., 2A). Returns the number of axes A, which must be ``axes`` where that is given.
+
+    ``five`` is the hint for boxes of five numbers.
+    """
     real_tensor(value, name)
     if value.ndim == 0:
         raise ValueError(f"{name} must have 2, 4 or 6 numbers in its last dimension, got {describe(value)}")
     count = value.shape[-1]
+    hint = "; " + five.replace("{name}", name) if count == 5 else ""
     if axes is not None and count != 2 * axes:
         raise ValueError(
             f"{name} must have {2 * axes} numbers in its last dimension ({axes} spatial axes), got {describe(value)}"
+            f"{hint}"
         )
     if count not in (2, 4, 6):
-        hint = ""
-        if count == 5:
-            hint = (
-                "; a leading batch-index column as in RoIAlign goes into batch_index: "
-                "pass boxes[:, 1:] and batch_index=boxes[:, 0].long()"
-            )
         raise ValueError(
             f"{name} must have 2 (signals), 4 (images) or 6 (volumes) numbers in its last dimension, "
             f"got {describe(value)}{hint}"

@@ -16,7 +16,7 @@ from ._context import is_sharded
 from ._filters import DEFAULT_SIGMA, MAX_SIGMA, MIN_SIGMA, MODES
 from ._options import PADDING_MODES, Options
 
-_MODE_HINTS = {
+MODE_HINTS = {
     **dict.fromkeys(("linear", "triangle", "trilinear", "hamming"), "bilinear"),
     **dict.fromkeys(("cubic", "catmullrom", "keys"), "bicubic"),
     **dict.fromkeys(("lanczos", "antialias"), "lanczos3"),
@@ -24,7 +24,7 @@ _MODE_HINTS = {
     **dict.fromkeys(("nearest-exact", "nn"), "nearest"),
     "blur": "gaussian",
 }
-_PADDING_HINTS = {
+PADDING_HINTS = {
     **dict.fromkeys(("replicate", "edge", "clamp", "nearest"), "border"),
     **dict.fromkeys(("zero", "none"), "zeros"),
     **dict.fromkeys(("reflect", "mirror", "symmetric"), "reflection"),
@@ -37,8 +37,6 @@ _IMAGE_SHAPES = {
     2: "(C, H, W) or (B, C, H, W)",
     3: "(C, D, H, W) or (B, C, D, H, W)",
 }
-# Runs of pixels are held in 32 bits.
-LONGEST = 2**31
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _WHOLE = (
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
@@ -47,7 +45,14 @@ _WHOLE = (
 DTYPES = frozenset(FLOATING + _WHOLE)
 
 
-def image(value: Any, axes: int, name: str = "images", batched: bool | None = None, where: str | None = None) -> Tensor:
+def image(
+    value: Any,
+    axes: int,
+    name: str = "images",
+    batched: bool | None = None,
+    where: str | None = None,
+    below: int = _check.LONGEST,
+) -> Tensor:
     """An image (C, *spatial), or a batch (B, C, *spatial); ``batched`` False admits the former only.
 
     ``where`` says when these are the shapes, if not by the number of numbers of a box.
@@ -58,13 +63,7 @@ def image(value: Any, axes: int, name: str = "images", batched: bool | None = No
             f"{name} must be a tensor of shape {shapes}, or a list of B tensors, got {_check.describe(value)}; "
             "convert with torch.as_tensor, and move the channels in front of the spatial axes"
         )
-    if value.dtype not in DTYPES:
-        raise TypeError(
-            f"{name} must be floating-point (float64, float32, float16, bfloat16), integer or bool, "
-            f"got {_check.describe(value)}"
-        )
-    if type(value) is not Tensor or value.layout != torch.strided or value.is_nested:
-        _check.dense(value, name)
+    pixels(value, name)
     allowed = (axes + 1,) if batched is False else (axes + 1, axes + 2)
     if value.ndim not in allowed:
         wanted = shapes if batched is None else shapes.split(" or ")[0]
@@ -81,16 +80,34 @@ def image(value: Any, axes: int, name: str = "images", batched: bool | None = No
     # One by one: of a maximum the compiler makes a guard that says which side is the longest.
     if any(n == 0 for n in spatial):
         raise ValueError(f"{name} must have at least one pixel along every axis, got {_check.describe(value)}")
-    if any(n >= LONGEST for n in spatial):
-        raise ValueError(f"{name} must have fewer than 2**31 pixels along every axis, got {_check.describe(value)}")
+    if any(n >= below for n in spatial):
+        limit = f"2**{below.bit_length() - 1}"
+        raise ValueError(f"{name} must have fewer than {limit} pixels along every axis, got {_check.describe(value)}")
     return value
 
 
-def image_list(value: Sequence[Any], axes: int, where: str | None = None, name: str = "images") -> list[Tensor]:
+def pixels(value: Tensor, name: str) -> None:
+    """Of a dtype that pixels have, and in memory with strides."""
+    if value.dtype not in DTYPES:
+        raise TypeError(
+            f"{name} must be floating-point (float64, float32, float16, bfloat16), integer or bool, "
+            f"got {_check.describe(value)}"
+        )
+    if type(value) is not Tensor or value.layout != torch.strided or value.is_nested:
+        _check.dense(value, name)
+
+
+def image_list(
+    value: Sequence[Any],
+    axes: int,
+    where: str | None = None,
+    name: str = "images",
+    below: int = _check.LONGEST,
+) -> list[Tensor]:
     """B images (C, *spatial) of their own sizes, alike in channels, dtype and device."""
     if not value:
         raise ValueError(f"{name} must not be an empty list: there is no dtype or number of channels to crop with")
-    tensors = [image(t, axes, f"{name}[{i}]", batched=False, where=where) for i, t in enumerate(value)]
+    tensors = [image(t, axes, f"{name}[{i}]", False, where, below) for i, t in enumerate(value)]
     first = tensors[0]
     for i, t in enumerate(tensors):
         for what, mine, theirs in (
@@ -100,14 +117,14 @@ def image_list(value: Sequence[Any], axes: int, where: str | None = None, name: 
         ):
             if mine != theirs:
                 raise ValueError(
-                    f"the images of a list must agree in channels, dtype and device, got {what} {mine} for {name}[{i}] "
+                    f"the {name} of a list must agree in channels, dtype and device, got {what} {mine} for {name}[{i}] "
                     f"and {theirs} for {name}[0]"
                 )
     return tensors
 
 
-def box_list(value: Sequence[Any]) -> int:
-    """One tensor (K_b, 2A) per image. Returns A."""
+def box_list(value: Sequence[Any], five: str = _check.FIVE) -> int:
+    """One tensor (K_b, 2A) per image. Returns A. ``five`` is the hint for boxes of five numbers."""
     if not value:
         raise ValueError(
             "boxes must be a list of one tensor per image, got an empty list; zero boxes are a tensor of shape (0, 4)"
@@ -117,9 +134,9 @@ def box_list(value: Sequence[Any]) -> int:
             f"boxes must be a tensor, or a list of one tensor per image, got {_check.describe(value)}; "
             "convert it with torch.as_tensor(boxes, dtype=torch.float32)"
         )
-    axes = _check.boxes(value[0], name="boxes[0]")
+    axes = _check.boxes(value[0], name="boxes[0]", five=five)
     for i, t in enumerate(value):
-        _check.boxes(t, axes, f"boxes[{i}]")
+        _check.boxes(t, axes, f"boxes[{i}]", five)
         if t.ndim != 2:
             raise ValueError(f"boxes[{i}] must have shape (K, {2 * axes}), got {_check.describe(t)}")
         if t.device != value[0].device or t.dtype != value[0].dtype:
@@ -186,16 +203,18 @@ def box_count(value: Sequence[Any], count: int) -> None:
         raise ValueError(f"a list of boxes must have one tensor per image, got {len(value)} for {count} images")
 
 
-def same_device(images: Tensor, boxes: Tensor, batch_index: Tensor | None, name: str = "boxes") -> None:
+def same_device(
+    images: Tensor, boxes: Tensor, batch_index: Tensor | None, name: str = "boxes", images_name: str = "images"
+) -> None:
     """Everything that a crop reads lies on one device."""
     if images.device != boxes.device:
         raise ValueError(
-            f"images and {name} must be on the same device, got {images.device} and {boxes.device}; "
+            f"{images_name} and {name} must be on the same device, got {images.device} and {boxes.device}; "
             f"move one with {name}.to({str(images.device)!r})"
         )
     if batch_index is not None and batch_index.device != images.device:
         raise ValueError(
-            f"images and batch_index must be on the same device, got {images.device} and {batch_index.device}; "
+            f"{images_name} and batch_index must be on the same device, got {images.device} and {batch_index.device}; "
             f"move one with batch_index.to({str(images.device)!r})"
         )
 
@@ -213,31 +232,29 @@ def batch_index(value: Any, boxes: Tensor, count: int, tail: int = 1) -> Tensor:
     return value
 
 
-def index_kind(value: Any) -> None:
+def index_kind(value: Any, name: str = "batch_index") -> None:
     """A tensor of integers."""
     if not isinstance(value, Tensor):
         raise TypeError(
-            f"batch_index must be an integer tensor of shape (R,), got {_check.describe(value)}; "
+            f"{name} must be an integer tensor of shape (R,), got {_check.describe(value)}; "
             "convert it with torch.as_tensor"
         )
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-        raise TypeError(
-            f"batch_index must be of an integer dtype, got {_check.describe(value)}; convert it with .long()"
-        )
-    _check.dense(value, "batch_index")
+        raise TypeError(f"{name} must be of an integer dtype, got {_check.describe(value)}; convert it with .long()")
+    _check.dense(value, name)
 
 
-def index_range(value: Tensor, count: int) -> None:
+def index_range(value: Tensor, count: int, name: str = "batch_index") -> None:
     """0..B-1, where looking costs nothing."""
     if _check.may_look(value) and value.numel():
         whole = value.to(torch.int64)  # some unsigned dtypes have no minimum
         low, high = int(whole.min()), int(whole.max())
         if count == 0:
-            raise ValueError(f"batch_index names images, but there are none, got {_check.describe(value)}")
+            raise ValueError(f"{name} names images, but there are none, got {_check.describe(value)}")
         if low < 0 or high >= count:
             wrong = low if low < 0 else high
             raise ValueError(
-                f"batch_index must lie in 0..{count - 1} for a batch of {count} images, got {wrong} "
+                f"{name} must lie in 0..{count - 1} for a batch of {count} images, got {wrong} "
                 f"in {_check.describe(value)}"
             )
 
@@ -285,8 +302,8 @@ def options(
     dtype: torch.dtype = torch.float32,
 ) -> Options:
     """All options that are not tensors, each checked alone and with the others."""
-    _check.choice(mode, "mode", MODES, _MODE_HINTS)
-    _check.choice(padding_mode, "padding_mode", PADDING_MODES, _PADDING_HINTS)
+    _check.choice(mode, "mode", MODES, MODE_HINTS)
+    _check.choice(padding_mode, "padding_mode", PADDING_MODES, PADDING_HINTS)
     if not isinstance(antialias, bool):
         raise TypeError(f"antialias must be True or False, got {_check.describe(antialias)}")
     if mode == "area" and not antialias:
@@ -309,7 +326,9 @@ def _sigma(value: Any, mode: str) -> float:
     if value is None:
         return DEFAULT_SIGMA
     if mode != "gaussian":
-        raise ValueError(f"sigma belongs to mode='gaussian', got sigma={value!r} with mode={mode!r}; leave it out")
+        raise ValueError(
+            f"sigma belongs to mode='gaussian', got sigma={_check.describe(value)} with mode={mode!r}; leave it out"
+        )
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"sigma must be a number, got {_check.describe(value)}")
     if not MIN_SIGMA <= float(value) <= MAX_SIGMA:
@@ -346,7 +365,8 @@ def _fill(value: Any, padding_mode: str, mode: str, channels: int | None, dtype:
     values = tuple(float(v) for v in values)
     if any(values) and padding_mode != "constant":
         raise ValueError(
-            f"fill belongs to padding_mode='constant', got fill={value!r} with padding_mode={padding_mode!r}"
+            f"fill belongs to padding_mode='constant', got fill={_check.describe(value)} with "
+            f"padding_mode={padding_mode!r}"
         )
     if not values or (channels is not None and len(values) not in (1, channels)):
         raise ValueError(f"fill must be one number or one for each of the {channels} channels, got {len(values)}")
@@ -358,21 +378,44 @@ def _fill(value: Any, padding_mode: str, mode: str, channels: int | None, dtype:
     return values
 
 
-def differentiable(boxes: Tensor, mode: str) -> None:
+def derivable(mode: Any, modes: Sequence[str] = MODES, by: str = "the box") -> None:
+    """The name of a filter that has a derivative."""
+    if isinstance(mode, str) and mode == "nearest":
+        raise ValueError(f"mode='nearest' has no derivative by {by}; choose another mode")
+    _check.choice(mode, "mode", [each for each in modes if each != "nearest"], MODE_HINTS)
+
+
+def differentiable(boxes: Tensor, mode: Any, name: str = "boxes", argument: str = "mode") -> None:
     """Nearest has no gradient by the box; None without a word would be worse than an error."""
-    if mode != "nearest":
+    if not isinstance(mode, str) or mode != "nearest":
         return
     dual = not torch.compiler.is_compiling() and forward_ad._current_level >= 0
     if (boxes.requires_grad and torch.is_grad_enabled()) or (
         dual and forward_ad.unpack_dual(boxes).tangent is not None
     ):
         raise ValueError(
-            "mode='nearest' has no gradient by the box, but boxes requires grad or has a tangent; "
-            "use boxes.detach(), or another mode"
+            f"{argument}='nearest' has no gradient by the box, but {name} requires grad or has a tangent; "
+            f"use {name}.detach(), or another {argument}"
         )
 
 
-def impl(value: Any, images: Tensor, axes: int, implementations: dict[str, str | None], interpreted: bool) -> None:
+def kernels_of_images(value: Any, axes: int) -> None:
+    """Of some operations the compiled kernels are those of images."""
+    if isinstance(value, str) and value == "cpu" and axes != 2:
+        raise ValueError(
+            f"impl='cpu' serves images (boxes of 4 numbers), got boxes of {2 * axes} numbers; leave impl=None, which "
+            "takes the reference"
+        )
+
+
+def impl(
+    value: Any,
+    images: Tensor,
+    axes: int,
+    implementations: dict[str, str | None],
+    interpreted: bool,
+    name: str = "images",
+) -> None:
     """An explicit implementation must be there and able to serve; ``interpreted``: Triton, on the CPU."""
     _check.choice(value, "impl", tuple(implementations))
     reason = implementations[value]
@@ -386,6 +429,6 @@ def impl(value: Any, images: Tensor, axes: int, implementations: dict[str, str |
         )
     device = images.device.type
     if value == "cpu" and device != "cpu":
-        raise ValueError(f"impl='cpu' serves CPU tensors, got images on {images.device}; leave impl=None")
+        raise ValueError(f"impl='cpu' serves CPU tensors, got {name} on {images.device}; leave impl=None")
     if value == "triton" and device != "cuda" and not (device == "cpu" and interpreted):
         raise ValueError(f"impl='triton' serves tensors on a GPU, got images on {images.device}; leave impl=None")

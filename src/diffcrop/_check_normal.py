@@ -57,7 +57,9 @@ def metric(value: Any, huber: Any) -> None:
     if huber is None:
         return
     if value != "l2":
-        raise ValueError(f"huber belongs to metric='l2', got huber={huber!r} with metric={value!r}; leave it out")
+        raise ValueError(
+            f"huber belongs to metric='l2', got huber={_check.describe(huber)} with metric={value!r}; leave it out"
+        )
     if isinstance(huber, bool) or not isinstance(huber, numbers.Real):
         raise TypeError(f"huber must be a number, or None for squares throughout, got {_check.describe(huber)}")
     if not _check.real(huber) > 0:
@@ -98,7 +100,7 @@ def axes(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"axes must be 1, 2 or 3, the spatial dimensions of the crops, got {_check.describe(value)}")
     if value not in (1, 2, 3):
-        raise ValueError(f"axes must be 1 (signals), 2 (images) or 3 (volumes), got {value}")
+        raise ValueError(f"axes must be 1 (signals), 2 (images) or 3 (volumes), got {_check.describe(value)}")
     return value
 
 
@@ -116,9 +118,13 @@ def jacobian(value: Any, crops: Tensor) -> None:
     """A derivative of each number of the crops by some numbers."""
     _floating(value, "jacobian", "(..., C, h, w, m)")
     if value.shape[:-1] != crops.shape:
+        hint = ""
+        if value.ndim == crops.ndim + 2 and value.shape[:-2] == crops.shape:
+            hint = "; of derivatives by a matrix, as of warp_with_jacobian, pass jacobian.flatten(-2)"
+        shape = f"({', '.join(map(str, crops.shape))}, m)"
         raise ValueError(
-            f"jacobian must have the shape of the crops and one dimension more, {(*crops.shape, 'm')}, "
-            f"got {_check.describe(value)}"
+            f"jacobian must have the shape of the crops and one dimension more, {shape}, "
+            f"got {_check.describe(value)}{hint}"
         )
     if value.device != crops.device:
         raise ValueError(

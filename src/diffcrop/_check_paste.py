@@ -17,6 +17,13 @@ _BLEND_HINTS = {
     **dict.fromkeys(("sum", "plus", "additive", "lighter"), "add"),
 }
 
+# What five numbers may be, of a list of boxes and of one tensor.
+TURNED = "rotated boxes (cx, cy, w, h, angle) are pasted by warp, as docs/paste.md shows"
+FIVE = (
+    "a leading batch-index column goes into batch_index: pass boxes[:, 1:] and batch_index=boxes[:, 0].long(); "
+    + TURNED
+)
+
 
 def patches(value: Any, axes: int) -> Tensor:
     """(C, *sides), (K, C, *sides) or (B, K, C, *sides)."""
@@ -116,11 +123,14 @@ def size(value: Any, axes: int, onto: Tensor | None) -> tuple[int, ...]:
             raise ValueError(
                 "size is needed where no canvas is given: the (h, w) of the canvas of zeros that is made, got None"
             )
-        return _check.size(value, axes)
+        return _check.size(value, axes, hint=_ONTO)
     shape = tuple(onto.shape[-axes:])
-    if value is not None and _check.size(value, axes) != shape:
+    if value is not None and _check.size(value, axes, hint=_ONTO) != shape:
         raise ValueError(f"size must be that of the canvas, {shape}, or left out, got {_check.describe(value)}")
     return shape
+
+
+_ONTO = "what to paste onto is canvas=, and has its own size"
 
 
 def batch_size(value: Any, onto: Any, count: int | None) -> int | None:
@@ -130,7 +140,9 @@ def batch_size(value: Any, onto: Any, count: int | None) -> int | None:
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"batch_size must be an int, the number of canvases, got {_check.describe(value)}")
     if value < 0:
-        raise ValueError(f"batch_size must not be negative, got {value}")
+        raise ValueError(f"batch_size must not be negative, got {_check.describe(value)}")
+    if isinstance(value, int) and value >= _check.LONGEST:
+        raise ValueError(f"batch_size must be below 2**31, got {_check.describe(value)}")
     if onto is not None and value != count:
         have = "one canvas without a batch dimension" if count is None else f"{count} canvases"
         raise ValueError(f"batch_size says how many canvases to make, got {value} with {have}; leave it out")
@@ -172,12 +184,14 @@ def same(given: Tensor, **others: Tensor | None) -> None:
 _PIXELS = ("patches", "canvas", "alpha")
 
 
+def available(value: Any, given: Tensor, axes: int, implementations: dict[str, str | None]) -> None:
+    """An implementation other than Triton's, which does not paste."""
+    mine = {name: reason for name, reason in implementations.items() if name != "triton"}
+    _check_crop.impl(value, given, axes, mine, False, "patches")
+
+
 def implementation(value: Any, axes: int) -> None:
     """Triton has no kernels for this, and the compiled ones are for images."""
-    if value == "triton":
+    if isinstance(value, str) and value == "triton":
         raise ValueError("impl='triton' does not paste; leave impl=None, which on a GPU takes the reference")
-    if value == "cpu" and axes != 2:
-        raise ValueError(
-            f"impl='cpu' serves images (boxes of 4 numbers), got boxes of {2 * axes} numbers; leave impl=None, which "
-            "takes the reference"
-        )
+    _check_crop.kernels_of_images(value, axes)

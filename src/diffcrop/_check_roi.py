@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +17,7 @@ _MODE_HINTS = {
     **dict.fromkeys(("samples", "average", "avg", "roi_align", "roialign", "bilinear"), "sample"),
     **dict.fromkeys(("integral", "precise", "prroi", "prroi_pool"), "exact"),
 }
+_NUMBERED = f"rows (index, ...) are one tensor and no list: pass torch.cat(boxes); {_check.ROTATED}"
 _COLUMNS = {2: "x0, y0, x1, y1", 3: "x0, y0, z0, x1, y1, z1"}
 
 
@@ -51,16 +52,19 @@ def image_list(value: Sequence[Any]) -> int:
     return axes
 
 
-def boxes(value: Any, axes: int, count: int) -> None:
-    """A tensor (K, 2A + 1), or a list with a tensor (K_b, 2A) for each of ``count`` images."""
+def boxes(value: Any, axes: int, count: int, five: str = _NUMBERED) -> None:
+    """A tensor (K, 2A + 1), or a list with a tensor (K_b, 2A) for each of ``count`` images.
+
+    ``five`` is the hint for boxes of five numbers in a list.
+    """
     width = 2 * axes
     rows = f"(K, {width + 1}) with rows (index, {_COLUMNS[axes]})"
     if isinstance(value, (list, tuple)):
         # In its own words for lists of boxes; but an empty list of an empty batch is no error.
         if value or count:
-            _check_crop.box_list(value)
+            _check_crop.box_list(value, five)
         for i, each in enumerate(value):
-            _check.boxes(each, axes, f"boxes[{i}]")
+            _check.boxes(each, axes, f"boxes[{i}]", five)
             if is_sharded(each):
                 raise TypeError(f"roi_align takes plain tensors, got a DTensor of boxes[{i}]; pass its to_local()")
         if len(value) != count:
@@ -83,6 +87,35 @@ def boxes(value: Any, axes: int, count: int) -> None:
             f"boxes must have shape {rows}, or be a list of one tensor (K, {width}) per image, "
             f"got {_check.describe(value)}{hint}"
         )
+
+
+def maps(values: Mapping[str, Any]) -> None:
+    """A pyramid of feature maps (B, C, H, W), alike in all but H and W."""
+    first, theirs = next(iter(values.items()))
+    for name, value in values.items():
+        mine = f"x[{name!r}]"
+        if not isinstance(value, Tensor) or value.ndim != 4 or 0 in value.shape[2:]:
+            raise TypeError(
+                f"x must hold feature maps (B, C, H, W), not empty, got {_check.describe(value)} for {mine}"
+            )
+        _check_crop.pixels(value, mine)
+        if (value.shape[:2], value.dtype, value.device) != (theirs.shape[:2], theirs.dtype, theirs.device):
+            raise ValueError(
+                f"x must hold feature maps that agree in images, channels, dtype and device, got "
+                f"{_check.describe(value)} on {value.device} for {mine} and {_check.describe(theirs)} on "
+                f"{theirs.device} for x[{first!r}]"
+            )
+
+
+def box_list(value: Any, count: int) -> None:
+    """A list with a tensor (K_b, 4) for each of ``count`` images."""
+    if not isinstance(value, (list, tuple)):
+        hint = "; pass [boxes] for one image" if isinstance(value, Tensor) else ""
+        raise TypeError(f"boxes must be a list of one tensor (K, 4) per image, got {_check.describe(value)}{hint}")
+    if value:
+        boxes(value, 2, count, _check.FIVE)
+    elif count:
+        raise ValueError(f"boxes must be a list of one tensor (K, 4) per image, got none for {count} images")
 
 
 def indices(column: Tensor, count: int) -> None:
@@ -120,7 +153,10 @@ def sampling_ratio(value: Any) -> int:
             f"box, got {_check.describe(value)}"
         )
     if int(value) >= 2**31:
-        raise ValueError(f"sampling_ratio must be below 2^31, got {value}; mode='exact' is the mean over all points")
+        raise ValueError(
+            f"sampling_ratio must be below 2**31, got {_check.describe(value)}; the mean over all points is "
+            "diffcrop.roi_align(..., mode='exact')"
+        )
     return max(int(value), 0)
 
 
@@ -143,6 +179,7 @@ def mode(value: Any, ratio: int) -> None:
 
 def impl(value: Any, images: Tensor, axes: int, implementations: dict[str, str | None]) -> None:
     """An explicit implementation must be there and able to serve; Triton's kernels do not know these filters."""
-    if value == "triton":
+    if isinstance(value, str) and value == "triton":
         raise ValueError("impl='triton' does not serve roi_align; leave impl=None, or use impl='reference'")
-    _check_crop.impl(value, images, axes, implementations, False)
+    mine = {name: reason for name, reason in implementations.items() if name != "triton"}
+    _check_crop.impl(value, images, axes, mine, False, "input")

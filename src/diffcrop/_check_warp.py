@@ -15,7 +15,11 @@ from torch.autograd import forward_ad
 
 from . import _check, _check_crop, _homography
 from ._context import is_sharded
-from ._options import WARP_MODES, WARP_PADDING_MODES, WarpOptions
+from ._filters import MODES
+from ._options import PADDING_MODES, WARP_MODES, WARP_PADDING_MODES, WarpOptions
+
+# Positions are held in 32 bits, with fractions.
+LONGEST = 2**27
 
 
 class Kind(NamedTuple):
@@ -53,6 +57,13 @@ ROTATED = Kind(
               "batch_index=boxes[:, 0].long()",
     },
 )  # fmt: skip
+# Of functions without images.
+ROTATED_ALONE = ROTATED._replace(
+    hints={
+        (4,): "those without an angle have one of 0: torch.cat([boxes, torch.zeros_like(boxes[..., :1])], -1)",
+        (6,): "a leading index of an image is no part of a box: pass boxes[..., 1:]",
+    }
+)
 QUADS = Kind(
     "quads",
     ((4, 2),),
@@ -210,17 +221,30 @@ def options(
     dtype: torch.dtype = torch.float32,
 ) -> WarpOptions:
     """As those of a crop, but for what only separable crops have."""
+    _own(mode, "mode", WARP_MODES, MODES)
+    _check.choice(mode, "mode", WARP_MODES, _check_crop.MODE_HINTS)
+    _own(padding_mode, "padding_mode", WARP_PADDING_MODES, PADDING_MODES)
+    _check.choice(padding_mode, "padding_mode", WARP_PADDING_MODES, _check_crop.PADDING_HINTS)
     checked = _check_crop.options(mode, antialias, padding_mode, fill, None, align_corners, channels, dtype)
-    for name, value, allowed in (("mode", mode, WARP_MODES), ("padding_mode", padding_mode, WARP_PADDING_MODES)):
-        if value not in allowed:
-            raise ValueError(
-                f"{name} must be one of {', '.join(map(repr, allowed))} for crops that are not axis-aligned, "
-                f"got {value!r}, which only crop has"
-            )
     return WarpOptions(checked.mode, checked.antialias, checked.padding_mode, checked.fill, checked.align_corners)
 
 
-def quads_are_convex(value: Tensor) -> None:
+def _own(value: Any, name: str, allowed: Sequence[str], every: Sequence[str]) -> None:
+    """None of those that crop has and warps have not."""
+    if isinstance(value, str) and value in every and value not in allowed:
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, allowed))} for crops that are not axis-aligned, "
+            f"got {value!r}, which only crop has"
+        )
+
+
+def derivable(mode: Any) -> None:
+    """The name of a filter that has a derivative by the matrix."""
+    _own(mode, "mode", WARP_MODES[:-1], [each for each in MODES if each != "nearest"])
+    _check_crop.derivable(mode, WARP_MODES, "the matrix")
+
+
+def quads_are_convex(value: Tensor, name: str) -> None:
     """Where looking costs nothing: no corner between two others on a line, none inside the rest, no crossed sides."""
     if value.numel() == 0 or not _check.may_look(value):
         return
@@ -230,45 +254,48 @@ def quads_are_convex(value: Tensor) -> None:
         first = int(wrong[0])
         corners = ", ".join(f"({x:.6g}, {y:.6g})" for x, y in quads[first].tolist())
         raise ValueError(
-            "quads must be convex, with corners in the order top-left, top-right, bottom-right, bottom-left of the "
+            f"{name} must be convex, with corners in the order top-left, top-right, bottom-right, bottom-left of the "
             "crop (or mirrored) and no three of them on a line, "
             f"got {corners} ({len(wrong)} of {len(quads)} in {_check.describe(value)}); sides that cross come from "
             "another order of the corners, and what has no area is a rotated box or a matrix: crop_rotated, warp"
         )
 
 
-def matrix_is_finite(value: Tensor) -> None:
-    """Where looking costs nothing: Z is not 0 for all points."""
+def last_row_is_not_zero(value: Tensor, name: str) -> None:
+    """Where looking costs nothing: there are points in front of the horizon, as Z is not 0 for all of them."""
     if value.shape[-2] != 3 or value.numel() == 0 or not _check.may_look(value):
         return
     wrong = (value.detach().reshape(-1, 3, 3)[:, 2] == 0).all(-1).nonzero()
     if len(wrong):
         raise ValueError(
-            "matrix must not have a last row of zeros, which sends every point to infinity, got one "
+            f"{name} must not have a last row of zeros, which sends every point to infinity, got one "
             f"({len(wrong)} in all) in {_check.describe(value)}; of an affine map it is (0, 0, 1)"
         )
 
 
-def differentiable(value: Tensor, kind: Kind, mode: str) -> None:
+def differentiable(value: Tensor, name: str, mode: Any) -> None:
     """Nearest has no gradient by where it looks; None without a word would be worse than an error."""
-    if mode != "nearest":
+    if not isinstance(mode, str) or mode != "nearest":
         return
     dual = not torch.compiler.is_compiling() and forward_ad._current_level >= 0
     if (value.requires_grad and torch.is_grad_enabled()) or (
         dual and forward_ad.unpack_dual(value).tangent is not None
     ):
         raise ValueError(
-            f"mode='nearest' has no gradient by {kind.name}, but {kind.name} requires grad or has a tangent; "
-            f"use {kind.name}.detach(), or another mode"
+            f"mode='nearest' has no gradient by {name}, but {name} requires grad or has a tangent; "
+            f"use {name}.detach(), or another mode"
         )
 
 
 def impl(value: Any, images: Tensor, implementations: dict[str, str | None]) -> None:
     """An explicit implementation must be there and able to serve."""
-    _check.choice(value, "impl", tuple(implementations))
+    if isinstance(value, str) and value == "triton":
+        raise ValueError(
+            "impl='triton' has no kernels for crops that are not axis-aligned; leave impl=None, which on a GPU takes "
+            "the reference"
+        )
+    _check.choice(value, "impl", [name for name in implementations if name != "triton"])
     reason = implementations[value]
-    if reason is None and value == "triton":
-        reason = "it has no kernels for crops that are not axis-aligned"
     if reason is not None:
         raise ValueError(f"impl={value!r} is not available: {reason}; leave impl=None to use what is")
     if value == "cpu" and images.device.type != "cpu":

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 # The package, not its names: they are looked up when called, so either may be imported first.
 import diffcrop
 
+from . import _check_crop, _check_roi
+from ._check import describe
+
 
 class RoIAlign(nn.Module):
     r"""`diffcrop.roi_align` with its options fixed: ``forward(input, boxes)``, as torchvision's module of this name.
@@ -116,16 +119,17 @@ class MultiScaleRoIAlign(nn.Module):
         impl: str | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(featmap_names, str) or not all(isinstance(name, str) for name in featmap_names):
-            raise TypeError(f"featmap_names must be a list of names, got {featmap_names!r}")
+        names = featmap_names if isinstance(featmap_names, Sequence) else [None]
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"featmap_names must be a list of names, got {describe(featmap_names)}")
         if not featmap_names:
             raise ValueError("featmap_names must name at least one feature map, got none")
         if isinstance(canonical_scale, bool) or not isinstance(canonical_scale, numbers.Real):
-            raise TypeError(f"canonical_scale must be a number, got {canonical_scale!r}")
+            raise TypeError(f"canonical_scale must be a number, got {describe(canonical_scale)}")
         if not 0 < canonical_scale < math.inf:
-            raise ValueError(f"canonical_scale must be finite and more than 0, got {canonical_scale!r}")
+            raise ValueError(f"canonical_scale must be finite and more than 0, got {describe(canonical_scale)}")
         if isinstance(canonical_level, bool) or not isinstance(canonical_level, numbers.Integral):
-            raise TypeError(f"canonical_level must be an int, got {canonical_level!r}")
+            raise TypeError(f"canonical_level must be an int, got {describe(canonical_level)}")
         RoIAlign(output_size, 1.0, sampling_ratio, aligned, mode=mode, impl=impl)  # for its checks
         self.featmap_names = list(featmap_names)
         self.output_size = output_size
@@ -148,22 +152,22 @@ class MultiScaleRoIAlign(nn.Module):
 
         """
         if not isinstance(x, Mapping):
-            raise TypeError(f"x must be a mapping of names to feature maps, got {type(x).__name__}")
+            raise TypeError(f"x must be a mapping of names to feature maps, got {describe(x)}")
         missing = [name for name in self.featmap_names if name not in x]
         if missing:
             raise ValueError(f"x must hold the feature maps {self.featmap_names}, got {list(x)}")
-        if isinstance(boxes, Tensor):
-            raise TypeError("boxes must be a list of one tensor (K, 4) per image, got a tensor; pass [boxes] for one")
-        for each in boxes:
-            if not isinstance(each, Tensor) or each.ndim != 2 or each.shape[1] != 4:
-                got = f"shape {tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__
-                raise TypeError(f"boxes must be a list of tensors (K, 4), one per image, got one of {got}")
-        maps = [value for name, value in x.items() if name in self.featmap_names]
-        for value in maps:
-            if not isinstance(value, Tensor) or value.ndim != 4 or 0 in value.shape[2:]:
-                got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                raise TypeError(f"x must hold feature maps (B, C, H, W), not empty, got {got}")
+        maps = {name: value for name, value in x.items() if name in self.featmap_names}
+        _check_roi.maps(maps)
+        maps = list(maps.values())
+        _check_roi.box_list(boxes, len(maps[0]))
+        for i, each in enumerate(boxes):
+            _check_crop.same_device(maps[0], each, None, f"boxes[{i}]", "x")
         scales = self.scales(maps, image_shapes)
+        if len(image_shapes) != len(boxes):
+            raise ValueError(
+                f"image_shapes must have (h, w) of each of the {len(boxes)} images that there are boxes of, "
+                f"got {len(image_shapes)}"
+            )
         if len(maps) == 1:
             return self._align(maps[0], boxes, scales[0])
         for i, scale in enumerate(scales[1:], 1):
@@ -189,13 +193,13 @@ class MultiScaleRoIAlign(nn.Module):
             raise TypeError(
                 "image_shapes must be a list with (h, w) of each image, got a tensor; pass image_shapes.tolist()"
             )
-        if not image_shapes:
+        if isinstance(image_shapes, Sequence) and not image_shapes:
             raise ValueError("image_shapes must have (h, w) of each image, got none")
-        if not all(isinstance(shape, Sequence) and len(shape) == 2 for shape in image_shapes):
-            raise TypeError(f"image_shapes must hold (h, w) of each image, got {list(image_shapes)!r}")
+        if not isinstance(image_shapes, Sequence) or not all(map(_is_shape, image_shapes)):
+            raise TypeError(f"image_shapes must hold (h, w) of each image, got {describe(image_shapes)}")
         height = max(int(shape[0]) for shape in image_shapes)
-        if height < 1:
-            raise ValueError(f"image_shapes must be at least 1 along every axis, got {list(image_shapes)}")
+        if min(min(shape) for shape in image_shapes) < 1:
+            raise ValueError(f"image_shapes must be at least 1 along every axis, got {describe(image_shapes)}")
         return [2.0 ** round(math.log2(m.shape[-2] / height)) for m in maps]
 
     def levels(self, boxes: Tensor, finest: int, coarsest: int) -> Tensor:
@@ -223,3 +227,8 @@ class MultiScaleRoIAlign(nn.Module):
             mode=self.mode,
             impl=self.impl,
         )
+
+
+def _is_shape(value: object) -> bool:
+    """Whether this is (h, w), in numbers."""
+    return isinstance(value, Sequence) and len(value) == 2 and all(isinstance(n, numbers.Real) for n in value)

@@ -15,6 +15,8 @@ from torch.nn import functional
 # The package, not its names: they are looked up when called, so either may be imported first.
 import diffcrop
 
+from . import _check
+from ._check import describe, real, real_tensor
 from ._nn_roi import MultiScaleRoIAlign, RoIAlign
 
 __all__ = ["Crop", "LearnableBox", "MultiScaleRoIAlign", "RoIAlign"]
@@ -191,12 +193,15 @@ class LearnableBox(nn.Module):
         self.min_size = _positive(min_size, "min_size")
         self.aspect = None if aspect is None else _positive(aspect, "aspect")
         if not isinstance(inside, bool):
-            raise TypeError(f"inside must be True or False, got {inside!r} ({type(inside).__name__})")
+            raise TypeError(f"inside must be True or False, got {describe(inside)}")
         self.inside = inside
         self.box_format = box_format
         self.coords = coords
         self.align_corners = align_corners
 
+        _check.size(image_size, 2, "image_size")
+        _check.box_format(box_format)
+        _check.coords(coords)
         given = _boxes(init)
         start = diffcrop.convert_boxes(
             given if given is not None else torch.zeros(4, dtype=torch.float64, device="cpu"),
@@ -405,8 +410,11 @@ def _boxes(init: Any) -> Tensor | None:
     if not isinstance(init, Tensor):
         try:
             init = torch.tensor(init, dtype=torch.float64, device="cpu")
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"init must be a tensor or nested lists of numbers, got {init!r}") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise TypeError(f"init must be a tensor or nested lists of numbers, got {describe(init)}") from error
+    real_tensor(init, "init")
+    if init.device.type == "meta":
+        raise ValueError(f"init must have values, got {describe(init)} on the device meta")
     if init.ndim not in (1, 2) or init.shape[-1] != 4:
         raise ValueError(f"init must have shape (4,) or (num_boxes, 4), got shape {tuple(init.shape)}")
     return init.detach().to(device="cpu", dtype=torch.float64)
@@ -417,7 +425,9 @@ def _repeat(start: Tensor, num_boxes: int | None) -> Tensor:
     if num_boxes is None:
         return start
     if isinstance(num_boxes, bool) or not isinstance(num_boxes, numbers.Integral):
-        raise TypeError(f"num_boxes must be None or an int, got {num_boxes!r} ({type(num_boxes).__name__})")
+        raise TypeError(f"num_boxes must be None or an int, got {describe(num_boxes)}")
+    if num_boxes >= _check.LONGEST:
+        raise ValueError(f"num_boxes must be below 2**31, got {describe(num_boxes)}")
     if num_boxes < 1:
         raise ValueError(f"num_boxes must be at least 1, got {num_boxes}; None gives one box of shape (4,)")
     if start.ndim == 2 and start.shape[0] != num_boxes:
@@ -427,8 +437,8 @@ def _repeat(start: Tensor, num_boxes: int | None) -> Tensor:
 
 def _positive(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
-    value = float(value)
+        raise TypeError(f"{name} must be a number, got {describe(value)}")
+    value = real(value)
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{name} must be finite and above 0, got {value:g}")
     return value
@@ -438,7 +448,7 @@ def _floating(dtype: Any) -> torch.dtype:
     if dtype is None:
         return torch.get_default_dtype()
     if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"dtype must be a torch.dtype, got {dtype!r} ({type(dtype).__name__})")
+        raise TypeError(f"dtype must be a torch.dtype, got {describe(dtype)}")
     if not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point dtype, got {dtype}")
     return dtype

@@ -191,8 +191,7 @@ def crop_with_jacobian(
     tensor([[[[1., 0., 0., 0.]]]])
 
     """
-    if mode == "nearest":
-        raise ValueError("mode='nearest' has no derivative by the box; choose another mode")
+    _check_crop.derivable(mode)
     convention: dict[str, Any] = {"box_format": box_format, "coords": coords, "align_corners": align_corners}
     options: dict[str, Any] = {
         **convention,
@@ -318,7 +317,7 @@ def _prepare(
     if type(images) is not Tensor:
         images = _bounding.bare(images)
     listed = isinstance(boxes, (list, tuple))
-    axes = _check_crop.box_list(boxes) if listed else _check.boxes(boxes)
+    axes = _check_crop.box_list(boxes) if listed else _check.boxes(boxes, five=_check.NUMBERED)
     _check_crop.image(images, axes)
     if canvases:
         _bounding.fits(canvases, [images.shape[-axes:]])
@@ -341,6 +340,8 @@ def _prepare(
         _check_crop.box_count(boxes, batch)
         if batch_index is not None:
             raise ValueError("batch_index says what a list of boxes says already; pass one of them")
+        for i, mine in enumerate(boxes):
+            _check_crop.differentiable(mine, mode, f"boxes[{i}]")
         boxes, index = ragged.flattened(boxes, images.device)
         leading: tuple[int, ...] = (boxes.shape[0],)
     elif batch_index is not None:
@@ -379,12 +380,12 @@ def _over_images(
     )
     images = [_bounding.bare(image) for image in ragged.parts(images)]
     listed = isinstance(boxes, (list, tuple))
-    axes = _check_crop.box_list(boxes) if listed else _check.boxes(boxes)
+    axes = _check_crop.box_list(boxes) if listed else _check.boxes(boxes, five=_check.NUMBERED)
     _check_crop.shards(images, boxes, batch_index, axes)
     if canvases:
         _bounding.fits(canvases, [image.shape[-axes:] for image in _check_crop.image_list(images, axes)])
-    for mine in boxes if listed else [boxes]:
-        _check_crop.differentiable(mine, options["mode"])
+    for i, mine in enumerate(boxes if listed else [boxes]):
+        _check_crop.differentiable(mine, options["mode"], f"boxes[{i}]" if listed else "boxes")
     return ragged.over_images(
         lambda *each: function(*each, **options), images, boxes, batch_index, axes=axes, along=along
     )

@@ -91,12 +91,14 @@ def normal_equations(
 
     """
     boxes = ragged.parts(boxes)
-    axes = _check_crop.box_list(boxes) if isinstance(boxes, (list, tuple)) else _check.boxes(boxes)
+    axes = (
+        _check_crop.box_list(boxes) if isinstance(boxes, (list, tuple)) else _check.boxes(boxes, five=_check.NUMBERED)
+    )
     _check_normal.metric(metric, huber)
     size = _check_normal.targets(targets, axes)
     _check_normal.undifferentiated(images=images, boxes=boxes, targets=targets)
-    if mode == "nearest":
-        raise ValueError("mode='nearest' has no derivative by the box; choose another mode")
+    _check_crop.derivable(mode)
+    _check_crop.kernels_of_images(impl, axes)
     convention: dict[str, Any] = {"box_format": box_format, "coords": coords, "align_corners": align_corners}
     options: dict[str, Any] = {
         **convention,

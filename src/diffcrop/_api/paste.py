@@ -180,7 +180,7 @@ def _paste(
         boxes, box_format, canvases = _bounding.read(boxes, box_format, coords)
     patches, canvas, alpha = _bounding.bare(patches), _bounding.bare(canvas), _bounding.bare(alpha)
     listed = isinstance(boxes, (list, tuple))
-    axes = _check_crop.box_list(boxes) if listed else _check.boxes(boxes)
+    axes = _check_crop.box_list(boxes, _check_paste.TURNED) if listed else _check.boxes(boxes, five=_check_paste.FIVE)
     patches = _check_paste.patches(patches, axes)
     if canvas is not None:
         _check_paste.canvas(canvas, patches, axes)
@@ -197,7 +197,7 @@ def _paste(
         _check_paste.alpha(alpha, patches, axes)
     if impl is not None:
         _check_paste.implementation(impl, axes)
-        _check_crop.impl(impl, patches, axes, _ops.implementations(), _ops.interpreted())
+        _check_paste.available(impl, patches, axes, _ops.implementations())
 
     batch = canvas.shape[0] if canvas is not None and canvas.ndim == axes + 2 else None
     batch = _check_paste.batch_size(batch_size, canvas, batch)
@@ -206,6 +206,8 @@ def _paste(
         if batch_index is not None:
             raise ValueError("batch_index says what a list of boxes says already; pass one of them")
         batch = _listed(boxes, batch, canvas)
+        for i, mine in enumerate(boxes):
+            _check_crop.differentiable(mine, mode, f"boxes[{i}]")
         boxes, index = ragged.flattened(boxes, patches.device)
         _check_paste.rows(patches, boxes.shape[0], axes, "a list of boxes")
     elif batch_index is not None:
@@ -217,7 +219,8 @@ def _paste(
     else:
         batch = _check_paste.places(boxes, patches, axes, _batch_of(batch, canvas, patches, axes))
     _check_paste.same(patches, boxes=boxes, alpha=alpha, canvas=canvas, batch_index=index)
-    _check_crop.differentiable(boxes, mode)
+    if not listed:
+        _check_crop.differentiable(boxes, mode)
 
     boxes = _boxes.to_pixel(
         _boxes.promote(plain(boxes)), spatial, box_format=box_format, coords=coords, align_corners=align_corners
@@ -311,7 +314,7 @@ def _paste_list(
     """Canvases of different sizes: one call for each, with its patches in their order."""
     boxes, options["box_format"], canvases = _bounding.read(boxes, options["box_format"], options["coords"])
     listed = isinstance(boxes, (list, tuple))
-    axes = _check_crop.box_list(boxes) if listed else _check.boxes(boxes)
+    axes = _check_crop.box_list(boxes, _check_paste.TURNED) if listed else _check.boxes(boxes, five=_check_paste.FIVE)
     patches = _check_paste.patches(patches, axes)
     onto = _check_paste.canvas_list(canvas, axes)
     _bounding.fits(canvases, [one.shape[-axes:] for one in onto], "canvases")

@@ -56,7 +56,7 @@ def rotated_to_quads(
             [6., 5.]])
 
     """
-    _check_warp.described(boxes, _check_warp.ROTATED)
+    _check_warp.described(boxes, _check_warp.ROTATED_ALONE)
     shape = _convention(image_size, coords, align_corners, clockwise, angle_unit, back=True)
     corners = _homography.rotated_corners(
         _boxes.promote(plain(boxes)),
@@ -111,7 +111,7 @@ def rotated_to_matrix(
             [ 0.5000,  0.0000,  1.0000]])
 
     """
-    _check_warp.described(boxes, _check_warp.ROTATED)
+    _check_warp.described(boxes, _check_warp.ROTATED_ALONE)
     shape = _convention(image_size, coords, align_corners, clockwise, angle_unit)
     matrix = _homography.from_rotated(
         _boxes.promote(plain(boxes)),
@@ -167,7 +167,7 @@ def quads_to_matrix(
     _check_warp.described(quads, _check_warp.QUADS)
     shape = _convention(image_size, coords, align_corners)
     lattice = _check.size(size, 2, because="")
-    _check_warp.quads_are_convex(quads)
+    _check_warp.quads_are_convex(quads, "quads")
     promoted = _boxes.promote(plain(quads))
     matrix = _homography.from_quads(promoted, shape, lattice, coords=coords, align_corners=align_corners)
     if align_corners:

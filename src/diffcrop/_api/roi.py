@@ -101,7 +101,7 @@ def roi_align(
     if impl is not None:
         _check_roi.impl(impl, maps, axes, _ops.implementations())
     corners, index = _rows(boxes, axes, count, maps.device)
-    _check_crop.same_device(maps, corners, index)
+    _check_crop.same_device(maps, corners, index, images_name="input")
 
     options = _OPTIONS[mode]._replace(parameter=float(ratio)) if ratio else _OPTIONS[mode]
     with full_precision(corners):
@@ -126,7 +126,10 @@ def _over_images(function: Any, images: Any, boxes: Any) -> Tensor:
     axes = _check_roi.image_list(maps)
     _check_roi.boxes(boxes, axes, len(maps))
     if isinstance(boxes, (list, tuple)):
+        for i, mine in enumerate(boxes):
+            _check_crop.same_device(maps[0], mine, None, f"boxes[{i}]", "input")
         return ragged.over_images(function, maps, boxes, axes=axes)
+    _check_crop.same_device(maps[0], boxes, None, images_name="input")
     boxes = plain(boxes)
     return ragged.over_images(function, maps, boxes[:, 1:], _known(boxes, len(maps)), axes=axes)
 

@@ -35,7 +35,7 @@ class Place(NamedTuple):
 
     kind: _check_warp.Kind
     matrices: Callable[..., Tensor]  # (value, image_shape, size, coords=, align_corners=)
-    look: Callable[[Tensor], None]
+    look: Callable[[Tensor, str], None]
 
 
 def crop_rotated(
@@ -298,9 +298,9 @@ def warp(
     )
 
 
-_ROTATED = Place(_check_warp.ROTATED, _homography.from_rotated, lambda _: None)
+_ROTATED = Place(_check_warp.ROTATED, _homography.from_rotated, lambda *_: None)
 _QUADS = Place(_check_warp.QUADS, _homography.from_quads, _check_warp.quads_are_convex)
-MATRIX = Place(_check_warp.MATRIX, _homography.from_matrix, _check_warp.matrix_is_finite)
+MATRIX = Place(_check_warp.MATRIX, _homography.from_matrix, _check_warp.last_row_is_not_zero)
 
 
 def options_of(
@@ -336,10 +336,10 @@ def prepare(
     """Check everything, bring images to (B, C, H, W) and what says where to matrices (R, 3, 3)."""
     kind, listed = place.kind, isinstance(value, (list, tuple))
     _check_warp.many(value, kind) if listed else _check_warp.described(value, kind)
-    _check_crop.image(images, 2, where=_WHERE)
+    _check_crop.image(images, 2, where=_WHERE, below=_check_warp.LONGEST)
     _check_warp.whole(images=images, **{kind.name: value}, batch_index=batch_index)
     batch = images.shape[0] if images.ndim == 4 else None
-    size = _check.size(size, 2, because="")
+    size = _check.size(size, 2, because="", below=_check_warp.LONGEST)
     _check.coords(coords)
     align_corners, impl = options["align_corners"], options["impl"]
     chosen = {name: option for name, option in options.items() if name != "impl"}
@@ -356,6 +356,9 @@ def prepare(
         _check_warp.count(value, kind, batch)
         if batch_index is not None:
             raise ValueError(f"batch_index says what a list of {kind.name} says already; pass one of them")
+        for i, mine in enumerate(value):
+            _check_warp.differentiable(mine, f"{kind.name}[{i}]", checked.mode)
+            place.look(mine, f"{kind.name}[{i}]")
         value, index = ragged.flattened(value, images.device)
     elif batch_index is not None:
         if batch is None:
@@ -364,8 +367,9 @@ def prepare(
     else:
         _check_warp.rows(value, kind, batch)
     _check_crop.same_device(images, value, index, kind.name)
-    _check_warp.differentiable(value, kind, checked.mode)
-    place.look(value)
+    if not listed:
+        _check_warp.differentiable(value, kind.name, checked.mode)
+        place.look(value, kind.name)
 
     leading = kind.leading(value) or (() if batch is None else (batch,))
     shape = tuple(images.shape[-2:])
@@ -387,7 +391,7 @@ def _of_list(
     """Images of different sizes: one call per image. All is checked before the first, and by its own name."""
     kind, listed = place.kind, isinstance(value, (list, tuple))
     _check_warp.many(value, kind) if listed else _check_warp.described(value, kind)
-    tensors = _check_crop.image_list(images, 2, where=_WHERE)
+    tensors = _check_crop.image_list(images, 2, where=_WHERE, below=_check_warp.LONGEST)
     _check_warp.whole(images=tensors, **{kind.name: value}, batch_index=batch_index)
     if listed:
         _check_warp.count(value, kind, len(tensors))
@@ -397,10 +401,11 @@ def _of_list(
         _check_warp.batch_index(batch_index, value, kind, len(tensors))
     else:
         _check_warp.rows(value, kind, len(tensors))
-    for mine in value if listed else [value]:
-        _check_crop.same_device(tensors[0], mine, batch_index, kind.name)
-        _check_warp.differentiable(mine, kind, options["mode"])
-        place.look(mine)
+    for i, mine in enumerate(value if listed else [value]):
+        name = f"{kind.name}[{i}]" if listed else kind.name
+        _check_crop.same_device(tensors[0], mine, batch_index, name)
+        _check_warp.differentiable(mine, name, options["mode"])
+        place.look(mine, name)
 
     def one(image: Tensor, mine: Tensor) -> Tensor:
         return _crops(image, mine, size, None, place, coords, options)

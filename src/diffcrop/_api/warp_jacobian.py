@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffcrop import _bounding, _ops_warp
+from diffcrop import _bounding, _check, _check_warp, _ops_warp
 from diffcrop._context import full_precision, plain
 
 from . import ragged
@@ -57,10 +57,13 @@ def warp_with_jacobian(
              [1.5000, 1.5000]]])
 
     """
-    if ragged.is_list(images) or ragged.is_list(matrix):
-        raise TypeError("warp_with_jacobian takes tensors, not lists; call it for each image of a list")
-    if mode == "nearest":
-        raise ValueError("mode='nearest' has no derivative by the matrix; choose another mode")
+    for name, value in (("images", images), ("matrix", matrix)):
+        if ragged.is_list(value):
+            raise TypeError(
+                f"{name} must be a tensor, as warp_with_jacobian takes no lists, got {_check.describe(value)}; call it "
+                "for each image of a list"
+            )
+    _check_warp.derivable(mode)
     options = options_of(mode, antialias, padding_mode, fill, align_corners, impl)
     call = prepare(_bounding.bare(images), matrix, size, batch_index, MATRIX, coords, options)
     projective = matrix.shape[-2] == 3

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import numbers
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffcrop._check import LONGEST, choice, describe, real
 
-def describe(value: Any) -> str:
-    """A value as a message shows it: tensors by dtype and shape."""
-    if isinstance(value, Tensor):
-        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
-    text = repr(value)
-    return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"
+__all__ = ["choice", "describe", "flag", "is_int", "last", "number", "size", "tensor"]
 
 
 def tensor(value: Any, name: str, shape: str, ndim: int) -> Tensor:
@@ -35,16 +31,6 @@ def last(value: Tensor, name: str, shape: str, sizes: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
 
 
-def choice(value: Any, name: str, allowed: Sequence[str]) -> str:
-    """One of a few names."""
-    listed = ", ".join(repr(a) for a in allowed)
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be one of {listed}, got {describe(value)}")
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {listed}, got {value!r}")
-    return value
-
-
 def flag(value: Any, name: str) -> bool:
     """True or False."""
     if not isinstance(value, bool):
@@ -59,7 +45,7 @@ def is_int(value: Any) -> bool:
     return isinstance(value, numbers.Integral)
 
 
-def size(value: Any, name: str, words: str, count: int) -> tuple[int, ...]:
+def size(value: Any, name: str, words: str, count: int, below: int = LONGEST) -> tuple[int, ...]:
     """So many whole numbers, at least 1; a tensor of them is read."""
     given = value
     if isinstance(value, Tensor) and value.ndim == 1 and not value.is_floating_point():
@@ -68,6 +54,8 @@ def size(value: Any, name: str, words: str, count: int) -> tuple[int, ...]:
         raise TypeError(f"{name} must be {words}, whole numbers, got {describe(given)}")
     if len(value) != count or min(value) < 1:
         raise ValueError(f"{name} must be {words}, at least 1 each, got {describe(given)}")
+    if max(value) >= below:
+        raise ValueError(f"{name} must be below 2**{below.bit_length() - 1} each, got {describe(given)}")
     return tuple(value)
 
 
@@ -75,6 +63,6 @@ def number(value: Any, name: str) -> float:
     """A finite number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {describe(value)}")
-    if not -float("inf") < float(value) < float("inf"):
-        raise ValueError(f"{name} must be finite, got {value!r}")
+    if not math.isfinite(real(value)):
+        raise ValueError(f"{name} must be finite, got {describe(value)}")
     return float(value)

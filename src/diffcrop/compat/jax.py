@@ -22,6 +22,7 @@ from torch import Tensor
 
 # The package, not its names: they are looked up when called, so either may be imported first.
 import diffcrop
+from diffcrop import _check, _check_crop
 
 from . import _arguments
 
@@ -93,12 +94,14 @@ def scale_and_translate(
     """
     if not isinstance(image, Tensor):
         raise TypeError(f"image must be a tensor, got {_arguments.describe(image)}; convert with torch.as_tensor")
+    _check_crop.pixels(image, "image")
     dims = _spatial(spatial_dims, image.ndim)
     size = _shape(shape, image, dims)
     name = _method(method)
     _arguments.flag(antialias, "antialias")
-    if precision not in (None, "highest"):
-        raise ValueError(f"precision must be None or 'highest', as sums are kept in float32, got {precision!r}")
+    if precision is not None and not (isinstance(precision, str) and precision == "highest"):
+        given = _arguments.describe(precision)
+        raise ValueError(f"precision must be None or 'highest', as sums are kept in float32, got {given}")
     scale = _numbers(scale, "scale", dims, image.device)
     translation = _numbers(translation, "translation", dims, image.device)
     if not dims:
@@ -205,7 +208,7 @@ def _method(value: Any) -> str:
     given = value
     if not isinstance(value, str) and isinstance(getattr(value, "name", None), str):
         value = value.name.lower().replace("_", "-")
-    if value == "nearest":
+    if isinstance(value, str) and value == "nearest":
         raise ValueError("method must not be 'nearest', which has no scale to be differentiated by; use 'linear'")
     if not isinstance(value, str):
         raise TypeError(f"method must be one of {', '.join(map(repr, _METHODS))}, got {_arguments.describe(given)}")
@@ -241,6 +244,8 @@ def _shape(value: Any, image: Tensor, dims: tuple[int, ...]) -> tuple[int, ...]:
             )
         if d in dims and (n < 1 or pixels < 1):
             raise ValueError(f"spatial dimensions must be at least 1, got shape {tuple(value)} for an image {given}")
+        if d in dims and max(n, pixels) >= _check.LONGEST:
+            raise ValueError(f"shape must be below 2**31 along every axis, got {tuple(value)} for an image {given}")
     return tuple(value[d] for d in dims)
 
 
@@ -255,8 +260,7 @@ def _numbers(value: Any, name: str, dims: tuple[int, ...], device: torch.device)
         raise ValueError(
             f"{name} must have shape ({len(dims)},), a number for each of spatial_dims {dims}, got {tuple(value.shape)}"
         )
-    if value.is_complex() or value.dtype == torch.bool:
-        raise TypeError(f"{name} must hold real numbers, got {_arguments.describe(value)}")
+    _check.real_tensor(value, name)
     if value.device != device:
         raise ValueError(f"image and {name} must be on the same device, got {device} and {value.device}")
     return value.to(wide)

@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 # The package, not its names: they are looked up when called, so either may be imported first.
 import diffcrop
+from diffcrop import _check, _check_crop, _check_warp
 
 from . import _arguments
 
@@ -75,10 +76,11 @@ def crop_and_resize(
 
     """
     _options(input_tensor, mode, padding_mode, align_corners)
-    corners = _corners(boxes, "boxes", input_tensor)
-    h, w = _arguments.size(size, "size", "(h, w)", 2)
+    corners = _corners(boxes, "boxes", input_tensor, mode)
+    h, w = _arguments.size(size, "size", "(h, w)", 2, _check_warp.LONGEST)
     end = torch.tensor([[0, 0], [w - 1, 0], [w - 1, h - 1], [0, h - 1]], dtype=torch.float64, device=corners.device)
-    return _between(input_tensor, corners, end.expand_as(corners), (h, w), mode, padding_mode, align_corners)
+    names = ("boxes", "size")
+    return _between(input_tensor, corners, end.expand_as(corners), names, (h, w), mode, padding_mode, align_corners)
 
 
 def crop_by_boxes(
@@ -124,19 +126,22 @@ def crop_by_boxes(
     """
     _options(input_tensor, mode, padding_mode, align_corners)
     _arguments.flag(validate_boxes, "validate_boxes")
-    src = _corners(src_box, "src_box", input_tensor)
-    dst = _corners(dst_box, "dst_box", input_tensor)
+    src = _corners(src_box, "src_box", input_tensor, mode)
+    dst = _corners(dst_box, "dst_box", input_tensor, mode)
     heights = (dst[:, 2, 1] - dst[:, 0, 1] + 1).detach().tolist()
     widths = (dst[:, 1, 0] - dst[:, 0, 0] + 1).detach().tolist()
     shape = []
     for what, values in (("height", heights), ("width", widths)):
         first = values[0] if values else 1.0
-        if not 1 <= first < float("inf") or (
+        if not 1 <= first < _check_warp.LONGEST or (
             validate_boxes and not all(v == first and abs(v - round(v)) < 1e-4 for v in values)
         ):
-            raise ValueError(f"dst_box must give one {what}, a whole number of at least 1, to all crops, got {values}")
+            sizes = _arguments.describe(values)
+            raise ValueError(f"dst_box must give one {what}, a whole number of at least 1, to all crops, got {sizes}")
         shape.append(round(first) if validate_boxes else int(first))
-    return _between(input_tensor, src, dst, (shape[0], shape[1]), mode, padding_mode, align_corners)
+    names = ("src_box", "dst_box")
+    size = (shape[0], shape[1])
+    return _between(input_tensor, src, dst, names, size, mode, padding_mode, align_corners)
 
 
 def crop_by_transform_mat(
@@ -175,13 +180,15 @@ def crop_by_transform_mat(
     """
     _options(input_tensor, mode, padding_mode, align_corners)
     _arguments.tensor(transform, "transform", "(B, 3, 3) or (B, 2, 3)", 3)
+    _check.real_tensor(transform, "transform")
     if tuple(transform.shape[1:]) not in ((2, 3), (3, 3)):
         raise ValueError(f"transform must have shape (B, 3, 3) or (B, 2, 3), got {tuple(transform.shape)}")
+    _check_warp.differentiable(transform, "transform", mode)
     matrix = _expanded(_wide(transform), "transform", input_tensor)
     if matrix.shape[1] == 2:
         last = torch.tensor([0.0, 0.0, 1.0], dtype=matrix.dtype, device=matrix.device)
         matrix = torch.cat([matrix, last.expand(len(matrix), 1, 3)], 1)
-    h, w = _arguments.size(out_size, "out_size", "(h, w)", 2)
+    h, w = _arguments.size(out_size, "out_size", "(h, w)", 2, _check_warp.LONGEST)
     inverse, singular = torch.linalg.inv_ex(matrix)
     if _may_look(matrix) and bool(singular.any()):
         raise ValueError("transform must be invertible, got a singular matrix; diffcrop.warp takes the inverse itself")
@@ -218,14 +225,21 @@ def center_crop(
 
     """
     _options(input_tensor, mode, padding_mode, align_corners)
-    h, w = _arguments.size(size, "size", "(h, w)", 2)
+    h, w = _arguments.size(size, "size", "(h, w)", 2, _check_warp.LONGEST)
     x, y = (input_tensor.shape[3] - w) / 2, (input_tensor.shape[2] - h) / 2
     box = torch.tensor([x, y, x + w - 1, y + h - 1], dtype=torch.float64, device=input_tensor.device)
     return _upright(input_tensor, box, (h, w), mode, padding_mode, align_corners)
 
 
 def _between(
-    images: Tensor, src: Tensor, dst: Tensor, size: tuple[int, int], mode: str, padding_mode: str, align_corners: bool
+    images: Tensor,
+    src: Tensor,
+    dst: Tensor,
+    names: tuple[str, str],
+    size: tuple[int, int],
+    mode: str,
+    padding_mode: str,
+    align_corners: bool,
 ) -> Tensor:
     """The crops that the projective map from the corners ``dst`` to the corners ``src`` samples.
 
@@ -240,6 +254,8 @@ def _between(
         upright &= _is_empty(src) | _is_empty(dst)
     if bool(upright.all()):
         return _upright(images, _box(src, dst, size), *options)
+    for corners, name in zip((src, dst), names, strict=True):
+        _check_warp.quads_are_convex(corners[~upright], name)
     if not bool(upright.any()):
         return _warped(images, _homography(src, dst), *options)
     one, other = upright.nonzero().squeeze(1), (~upright).nonzero().squeeze(1)
@@ -327,18 +343,19 @@ def _warped(
 
 def _options(images: Any, mode: Any, padding_mode: Any, align_corners: Any) -> None:
     _arguments.tensor(images, "input_tensor", "(B, C, H, W)", 4)
+    _check_crop.image(images, 2, "input_tensor", True, "of images", _check_warp.LONGEST)
     _arguments.choice(mode, "mode", _MODES)
     _arguments.choice(padding_mode, "padding_mode", _PADDINGS)
     _arguments.flag(align_corners, "align_corners")
 
 
-def _corners(value: Any, name: str, images: Tensor) -> Tensor:
+def _corners(value: Any, name: str, images: Tensor, mode: str) -> Tensor:
     """(B, 4, 2) in float64."""
     words = "(B, 4, 2), corners (x, y) from the top-left one clockwise"
     _arguments.tensor(value, name, words, 3)
     _arguments.last(value, name, words, (4, 2))
-    if value.is_complex() or value.dtype == torch.bool:
-        raise TypeError(f"{name} must hold real numbers, got {_arguments.describe(value)}")
+    _check.real_tensor(value, name)
+    _check_warp.differentiable(value, name, mode)
     return _expanded(_wide(value), name, images)
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 # The package, not its names: they are looked up when called, so either may be imported first.
 import diffcrop
+from diffcrop import _check, _check_crop
 
 from . import _arguments
 
@@ -80,15 +81,22 @@ def crop_and_resize(
 
     """
     _arguments.tensor(image, "image", "(B, H, W, C)", 4)
+    _check_crop.pixels(image, "image")
+    if 0 in image.shape[1:3]:
+        raise ValueError(f"image must have at least one pixel along both axes, got {_arguments.describe(image)}")
     _arguments.tensor(boxes, "boxes", "(R, 4)", 2)
     _arguments.last(boxes, "boxes", "(R, 4), rows of (y1, x1, y2, x2)", (4,))
+    _check.real_tensor(boxes, "boxes")
+    _check_crop.index_kind(box_indices, "box_indices")
     _arguments.tensor(box_indices, "box_indices", "(R,)", 1)
-    if box_indices.is_floating_point() or box_indices.dtype == torch.bool or box_indices.is_complex():
-        raise TypeError(f"box_indices must be of an integer dtype, got {_arguments.describe(box_indices)}")
     if box_indices.shape[0] != boxes.shape[0]:
         raise ValueError(f"box_indices must have one number for each of {len(boxes)} boxes, got {len(box_indices)}")
     size = _arguments.size(crop_size, "crop_size", "(h, w)", 2)
     _arguments.choice(method, "method", ("bilinear", "nearest"))
+    for name_of, tensor in (("boxes", boxes), ("box_indices", box_indices)):
+        _check_crop.same_device(image, tensor, None, name_of, "image")
+    _check_crop.index_range(box_indices, image.shape[0], "box_indices")
+    _check_crop.differentiable(boxes, method, argument="method")
     outside = _arguments.number(extrapolation_value, "extrapolation_value")
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name must be a string or None, got {_arguments.describe(name)}")

@@ -10,6 +10,7 @@ What differs from torchvision:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.nn import functional
 
 # The package, not its names: they are looked up when called, so either may be imported first.
 import diffcrop
+from diffcrop import _check, _check_crop
 
 from . import _arguments
 
@@ -137,24 +139,28 @@ def resized_crop(
         raise TypeError(
             f"img must be a tensor (..., C, H, W), got {_arguments.describe(img)}; convert with pil_to_tensor"
         )
+    _check_crop.pixels(img if type(img) is Tensor else img.as_subclass(Tensor), "img")
     if img.ndim < 2 or 0 in img.shape[-2:]:
         raise ValueError(f"img must have shape (..., C, H, W), at least one pixel, got {tuple(img.shape)}")
     numbers = {"top": top, "left": left, "height": height, "width": width}
-    real = any(_is_real(value, name) for name, value in numbers.items())
+    kinds = [_is_real(value, name) for name, value in numbers.items()]
+    real = any(kinds)
     read = {name: value.item() if isinstance(value, Tensor) else value for name, value in numbers.items()}
     for name, value in read.items():
-        if not -float("inf") < value < float("inf"):
-            raise ValueError(f"{name} must be finite, got {value!r}")
+        if not abs(_check.real(value)) < _check.LONGEST:
+            raise ValueError(f"{name} must be finite and below 2**31, got {_check.describe(value)}")
     for name in ("height", "width"):
         if read[name] <= 0:
             raise ValueError(f"{name} must be more than 0, got {read[name]!r}")
     shape = _size(size, read["height"], read["width"])
 
     plain = img.as_subclass(Tensor) if type(img) is not Tensor else img
-    images = plain.reshape(-1, *([1] * (3 - plain.ndim)), *plain.shape[-3:])
+    images = plain.reshape(math.prod(plain.shape[:-3]), *([1] * (3 - plain.ndim)), *plain.shape[-3:])
     if real:
         if mode.startswith("nearest"):
-            raise ValueError(f"interpolation={mode!r} has no gradient and takes whole numbers, got {numbers}")
+            raise ValueError(
+                f"interpolation={mode!r} has no gradient and takes whole numbers, got {_check.describe(numbers)}"
+            )
         if mode == "bicubic" and not antialias:
             raise ValueError("interpolation='bicubic' takes real numbers with antialias=True only, got antialias=False")
         result = _real(images, numbers, read, shape, mode, bool(antialias))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 # The package, not its names: they are looked up when called, so either may be imported first.
 import diffcrop
+from diffcrop._check import LONGEST, describe, real, real_tensor
 
 __all__ = ["Problem", "check_images", "check_optimizer", "count", "make_optimizer", "number", "pose"]
 
@@ -54,12 +55,14 @@ def check_images(images: Any, size: Any, options: dict[str, Any], convention: di
             "images must be a tensor, (C, H, W) or (B, C, H, W), got a list; images of different sizes are fitted one "
             "by one, others go into torch.stack(images)"
         )
-    if options["mode"] == "nearest":
+    if isinstance(options["mode"], str) and options["mode"] == "nearest":
         raise ValueError("mode='nearest' has no derivative by the box; choose another mode")
+    if isinstance(images, Tensor) and images.device.type == "meta":
+        raise ValueError(f"images must have pixels, got {describe(images)} on the device meta")
     device = images.device if isinstance(images, Tensor) else None
     single = not isinstance(images, Tensor) or images.ndim != 4
     none = torch.zeros((0, 4) if single else (len(images), 0, 4), dtype=torch.float32, device=device)
-    if isinstance(images, Tensor) and not len(images):
+    if isinstance(images, Tensor) and images.ndim and not len(images):
         raise ValueError(f"images must hold at least one, got shape {tuple(images.shape)}")
     diffcrop.crop(images, none, size, **options, box_format=convention["box_format"], coords=convention["coords"])
 
@@ -75,22 +78,21 @@ def check_optimizer(optimizer: Any) -> None:
             f"pass lambda params: {type(optimizer).__name__}(params, ...)"
         )
     elif not callable(optimizer):
-        raise TypeError(
-            f"optimizer must be 'adam', a class or a function of the parameters, got {optimizer!r} "
-            f"({type(optimizer).__name__})"
-        )
+        raise TypeError(f"optimizer must be 'adam', a class or a function of the parameters, got {describe(optimizer)}")
 
 
 def pose(images: Tensor, init: Any, convention: dict[str, Any], constraints: dict[str, Any]) -> Problem:
     """Bring ``init`` to pixel boxes, after all checks that `LearnableBox` makes."""
-    if isinstance(init, Tensor) and (init.is_complex() or init.dtype == torch.bool):
-        raise TypeError(f"init must hold real numbers, got {init.dtype}")
+    if isinstance(init, Tensor):
+        real_tensor(init, "init")
+        if init.device.type == "meta":
+            raise ValueError(f"init must have values, got {describe(init)} on the device meta")
     given = init
     if init is not None and not isinstance(init, Tensor):
         try:
             given = torch.tensor(init, dtype=torch.float64, device="cpu")
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"init must be a tensor, nested lists of numbers or None, got {init!r}") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise TypeError(f"init must be a tensor, nested lists of numbers or None, got {describe(init)}") from error
     batch = (len(images),) if images.ndim == 4 else ()
     if given is not None:
         shape = tuple(given.shape)
@@ -147,17 +149,19 @@ def pose(images: Tensor, init: Any, convention: dict[str, Any], constraints: dic
 def count(value: Any, name: str) -> int:
     """A whole number, at least 1."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})")
+        raise TypeError(f"{name} must be an int, got {describe(value)}")
     if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+        raise ValueError(f"{name} must be at least 1, got {describe(value)}")
+    if int(value) >= LONGEST:
+        raise ValueError(f"{name} must be below 2**31, got {describe(value)}")
     return int(value)
 
 
 def number(value: Any, name: str, *, positive: bool = False, signed: bool = False) -> float:
     """A finite number, at least 0; above it where ``positive``, of either sign where ``signed``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
-    value = float(value)
+        raise TypeError(f"{name} must be a number, got {describe(value)}")
+    value = real(value)
     if signed:
         if not math.isfinite(value):
             raise ValueError(f"{name} must be finite, got {value:g}")
@@ -177,7 +181,7 @@ def make_optimizer(
     else:
         made = optimizer([raw])
     if not isinstance(made, torch.optim.Optimizer):
-        raise TypeError(f"optimizer must return a torch.optim.Optimizer, got {made!r} ({type(made).__name__})")
+        raise TypeError(f"optimizer must return a torch.optim.Optimizer, got {describe(made)}")
     if not any(p is raw for group in made.param_groups for p in group["params"]):
         raise ValueError("optimizer must be given the parameters that it is called with, got one that holds others")
     closure = inspect.signature(made.step).parameters.get("closure")

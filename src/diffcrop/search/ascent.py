@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import diffcrop
+from diffcrop._check import describe
 from diffcrop.search.arguments import Problem, make_optimizer
 from diffcrop.search.progress import Progress
 from diffcrop.search.results import FitStep, FittedBoxes, Trace
@@ -174,7 +175,7 @@ class Search:
         scores = self.objective(crops)
         count = len(crops)
         if not isinstance(scores, Tensor):
-            raise TypeError(f"objective must return a tensor, got {scores!r} ({type(scores).__name__})")
+            raise TypeError(f"objective must return a tensor, got {describe(scores)}")
         if scores.shape != (count,):
             hint = "it is called with all boxes of all starts at once"
             if scores.ndim == 0:
@@ -235,7 +236,7 @@ class Search:
             return bool(answer)
         if isinstance(answer, Tensor) and answer.dtype == torch.bool and answer.numel() == 1:
             return bool(answer)
-        raise TypeError(f"callback must return None, True or False, got {answer!r} ({type(answer).__name__})")
+        raise TypeError(f"callback must return None, True or False, got {describe(answer)}")
 
     def _consider_sharp(self, boxes: Tensor, starts: Tensor) -> None:
         """Let boxes (K, 4) compete with what a blurred stage has to say of them left out."""

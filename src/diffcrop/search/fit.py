@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffcrop._check import describe
 from diffcrop.search.arguments import check_images, check_optimizer, count, number, pose
 from diffcrop.search.ascent import Search, Settings
 from diffcrop.search.progress import Progress, check_progress
@@ -141,7 +142,7 @@ def fit_boxes(
     constraints = {"min_size": min_size, "inside": inside, "aspect": aspect}
     check_images(images, size, crop_options, convention)
     if not callable(objective):
-        raise TypeError(f"objective must be a function of the crops, got {objective!r} ({type(objective).__name__})")
+        raise TypeError(f"objective must be a function of the crops, got {describe(objective)}")
     steps, starts = count(steps, "steps"), count(starts, "starts")
     patience = None if patience is None else count(patience, "patience")
     learning_rate = number(learning_rate, "learning_rate", positive=True)
@@ -150,9 +151,9 @@ def fit_boxes(
     counts = steps_of(stages, steps)
     check_optimizer(optimizer)
     if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator or None, got {generator!r} ({type(generator).__name__})")
+        raise TypeError(f"generator must be a torch.Generator or None, got {describe(generator)}")
     if callback is not None and not callable(callback):
-        raise TypeError(f"callback must be a function of a FitStep, got {callback!r} ({type(callback).__name__})")
+        raise TypeError(f"callback must be a function of a FitStep, got {describe(callback)}")
     check_progress(progress)
 
     # enable_grad alone does nothing in inference mode, whose tensors no graph can hold.

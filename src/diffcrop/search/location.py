@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from diffcrop._check import choice, describe, real
 
 from .arguments import count, number
 from .matching import arguments, proposals
@@ -155,11 +158,13 @@ def locate(
     matching, over scales too.
 
     """
+    if not isinstance(antialias, bool):
+        raise TypeError(f"antialias must be True or False, got {describe(antialias)}")
     turns = arguments.rotation(rotation, init)
     pose = Upright() if turns is None else Turned()
     names = arguments.modes(MODES[:-1] if mode is MODES and not antialias else mode, pose.filters)  # area averages
-    arguments.choice(metric, "metric", arguments.METRICS)
-    arguments.choice(aspect, "aspect", arguments.ASPECTS)
+    choice(metric, "metric", arguments.METRICS)
+    choice(aspect, "aspect", arguments.ASPECTS)
     iterations = count(iterations, "iterations")
     tolerance = number(tolerance, "tolerance", positive=True)
     limits = None if scales is None else arguments.scales(scales)
@@ -167,6 +172,8 @@ def locate(
     budgets = usual if limits is None else _CANDIDATES_OF_SCALES
     budgets = budgets if candidates is None else (count(candidates, "candidates"),)
     reach = arguments.with_or_without_init(init, scales, candidates, reach)
+    if isinstance(huber, numbers.Real) and not isinstance(huber, bool):
+        huber = real(huber)
     with torch.no_grad(), _without_autocast(image):
         problem = arguments.problem(image, template, init, pose.numbers)
         options = {"antialias": antialias, "padding_mode": padding_mode, "metric": metric, "huber": huber, "impl": impl}

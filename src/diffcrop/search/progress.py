@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from diffcrop._check import describe
+
 __all__ = ["Progress", "check_progress"]
 
 # What is over sooner shows no bar unless it was asked for.
@@ -16,7 +18,7 @@ _DELAY = 2.0
 def check_progress(value: Any) -> None:
     """None, True or False, and for True a library that draws."""
     if value is not None and not isinstance(value, bool):
-        raise TypeError(f"progress must be None, True or False, got {value!r} ({type(value).__name__})")
+        raise TypeError(f"progress must be None, True or False, got {describe(value)}")
     if value and _library() is None:
         raise ImportError(
             "progress=True needs tqdm or rich, and neither is installed; `pip install diffcrop[cli]` brings rich, "

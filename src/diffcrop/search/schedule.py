@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import diffcrop
+from diffcrop._check import describe
 
 __all__ = ["SCHEDULES", "Stage", "stages_of", "steps_of"]
 
@@ -41,7 +42,7 @@ class Stage:
         for name in ("blur", "share", "rate"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, numbers.Real):
-                raise TypeError(f"{name} of a Stage must be a number, got {value!r} ({type(value).__name__})")
+                raise TypeError(f"{name} of a Stage must be a number, got {describe(value)}")
             least = "0 or more" if name == "blur" else "above 0"
             number = float(value)
             if not math.isfinite(number) or number < 0 or (number == 0 and name != "blur"):
@@ -49,7 +50,7 @@ class Stage:
         if self.keep is None:
             return
         if isinstance(self.keep, bool) or not isinstance(self.keep, numbers.Integral):
-            raise TypeError(f"keep of a Stage must be None or an int, got {self.keep!r} ({type(self.keep).__name__})")
+            raise TypeError(f"keep of a Stage must be None or an int, got {describe(self.keep)}")
         if self.keep < 1:
             raise ValueError(f"keep of a Stage must be at least 1, got {self.keep}; None keeps all starts")
 
@@ -71,15 +72,13 @@ def stages_of(schedule: Any) -> tuple[Stage, ...]:
     if isinstance(schedule, str):
         if schedule not in SCHEDULES:
             known = ", ".join(map(repr, SCHEDULES))
-            raise ValueError(f"schedule must be None, {known} or a sequence of Stage, got {schedule!r}")
+            raise ValueError(f"schedule must be None, {known} or a sequence of Stage, got {describe(schedule)}")
         return SCHEDULES[schedule]
     if isinstance(schedule, Stage) or not isinstance(schedule, Sequence):
-        raise TypeError(
-            f"schedule must be None, a name or a sequence of Stage, got {schedule!r} ({type(schedule).__name__})"
-        )
+        raise TypeError(f"schedule must be None, a name or a sequence of Stage, got {describe(schedule)}")
     for stage in schedule:
         if not isinstance(stage, Stage):
-            raise TypeError(f"schedule must hold stages (diffcrop.search.Stage), got {stage!r}")
+            raise TypeError(f"schedule must hold stages (diffcrop.search.Stage), got {describe(stage)}")
     if not schedule:
         raise ValueError("schedule must have at least one Stage, got none; None is the image itself throughout")
     if schedule[-1].blur:

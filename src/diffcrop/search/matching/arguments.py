@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from diffcrop._check import describe, real_tensor
 from diffcrop.search.arguments import number
 
 from .poses import Upright
@@ -131,8 +132,9 @@ def _init(init: Any, leading: tuple[int, ...], device: torch.device, box_numbers
     if not isinstance(init, Tensor):
         try:
             init = torch.as_tensor(init, dtype=torch.float64, device=device)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"init must be a tensor of boxes {numbers}, got {init!r:.80}") from error
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise TypeError(f"init must be a tensor of boxes {numbers}, got {describe(init)}") from error
+    real_tensor(init, "init")
     if init.device != device:
         raise ValueError(f"init must be on the image's device {device}, got {init.device}")
     shape = (*leading, box_numbers)
@@ -161,7 +163,7 @@ def modes(value: Any, filters: tuple[str, ...]) -> tuple[str, ...]:
     """One filter or several."""
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"mode must be a filter's name or a sequence of names, got {value!r} ({type(value).__name__})")
+        raise TypeError(f"mode must be a filter's name or a sequence of names, got {describe(value)}")
     for name in names:
         if name not in filters:
             why = ", which has no derivative" if name == "nearest" else ""
@@ -170,23 +172,17 @@ def modes(value: Any, filters: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def choice(value: Any, name: str, choices: tuple[str, ...]) -> None:
-    """One of some names."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
-
-
 def scales(value: Any) -> tuple[float, float]:
     """The least and the greatest reduction."""
     try:
         low, high = value
     except (TypeError, ValueError):
         raise TypeError(
-            f"scales must be two numbers (least, greatest), image pixels per template pixel, got {value!r}"
+            f"scales must be two numbers (least, greatest), image pixels per template pixel, got {describe(value)}"
         ) from None
     low, high = (number(value, f"scales[{i}]", positive=True) for i, value in enumerate((low, high)))
     if low > high:
-        raise ValueError(f"scales must be (least, greatest), got {value!r}")
+        raise ValueError(f"scales must be (least, greatest), got {describe(value)}")
     return low, high
 
 
@@ -224,7 +220,7 @@ def rotation(value: Any, init: Any) -> tuple[float, float] | None:
         low, high = value
     except (TypeError, ValueError):
         raise TypeError(
-            f"rotation must be True, False or two angles (least, greatest) in degrees, got {value!r}"
+            f"rotation must be True, False or two angles (least, greatest) in degrees, got {describe(value)}"
         ) from None
     low, high = (number(angle, f"rotation[{i}]", signed=True) for i, angle in enumerate((low, high)))
     if init is not None:
@@ -233,14 +229,14 @@ def rotation(value: Any, init: Any) -> tuple[float, float] | None:
             "rotation=True, and reach for how many radians to search"
         )
     if not low <= high <= low + 360:
-        raise ValueError(f"rotation must be (least, greatest) in degrees, at most 360 apart, got {value!r}")
+        raise ValueError(f"rotation must be (least, greatest) in degrees, at most 360 apart, got {describe(value)}")
     return low, high
 
 
 def with_or_without_init(init: Any, scales: Any, candidates: Any, reach: Any) -> float:
     """What is for the one kind of search must not be given for the other. Returns the reach."""
     if init is None and reach is not None:
-        raise ValueError(f"reach is how far from init is searched, but there is no init, got reach={reach!r}")
+        raise ValueError(f"reach is how far from init is searched, but there is no init, got reach={describe(reach)}")
     for name, value in (("scales", scales), ("candidates", candidates)):
         if init is not None and value is not None:
             raise ValueError(f"{name} is for the search of the whole image, which init replaces; drop one of them")
