@@ -359,6 +359,9 @@ HOSTILE = {
         "0,0,9,9,nobody.png\n",
         "line 1: photo is 'nobody.png', which is not among the photographs given",
     ),
+    "an angle for a photo": ("15,11,12,8,25\n", "photo is '25', which is not among the photographs given; of turned"),
+    "turned header": ("cx,cy,w,h,angle\n1,2,3,4,x\n", "line 2: angle is 'x', not a finite number"),
+    "turned without a side": ("cx,cy,w,angle\n1,2,3,4\n", "there is no column 'h', only cx, cy, w, angle"),
     "empty photo": ("0,0,9,9,photo.png\n0,0,9,9,\n", "line 2: photo is empty"),
     "empty file": ("", "holds no boxes"),
     "only a header": ("x0,y0,x1,y1\n", "holds no boxes"),
@@ -386,12 +389,76 @@ def test_columns_follow_the_box_format(photo: Path, tmp_path: Path) -> None:
     assert (load(tmp_path / "out.png") == load(photo)[5:15, 4:16]).all()
 
 
+# Turned boxes
+
+TURNED = (15.0, 11.5, 12.0, 8.0, 25.0)
+
+
+def turned(values: np.ndarray, box, size, **options) -> np.ndarray:
+    """The crop by the library, rounded."""
+    pixels = torch.from_numpy(values).permute(2, 0, 1)
+    crop = diffcrop.crop_rotated(pixels, torch.tensor(box, dtype=torch.float64), size, **options)
+    return crop.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize(
+    ("flags", "options"),
+    [
+        ([], {}),
+        (["--box-format", "cxcywh"], {}),
+        (["--mode", "bicubic", "--padding", "constant", "--fill", "9"],
+         {"mode": "bicubic", "padding_mode": "constant", "fill": 9.0}),
+        (["--coords", "unit"], {"coords": "unit"}),
+        (["--align-corners", "--no-antialias"], {"align_corners": True, "antialias": False}),
+    ],
+)  # fmt: skip
+def test_five_numbers_are_a_turned_box(photo: Path, tmp_path: Path, flags, options) -> None:
+    box = (0.5, 0.5, 0.4, 0.3, -30.0) if "unit" in flags else TURNED
+    arguments = ["--box", ",".join(map(str, box)), "--size", "8x12", "-o", tmp_path / "out.png", *flags]
+    result = run("crop", photo, *arguments)
+    assert result.exit_code == 0, result.stderr
+    assert (load(tmp_path / "out.png") == turned(load(photo), box, (8, 12), **options)).all()
+
+
+def test_upright_and_turned_boxes_together(photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "boxes.csv").write_text("angle,cx,cy,w,h\n25,15,11.5,12,8\n0,5,4,6,4\n")
+    flags = ["--box", "0,0,9,9", "--boxes", tmp_path / "boxes.csv", "--size", "8x12", "-o", tmp_path / "c/"]
+    result = run("crop", photo, *flags)
+    assert result.exit_code == 0, result.stderr
+    assert (load(tmp_path / "c" / "photo_1.png") == expected(load(photo), (0, 0, 9, 9), (8, 12))).all()
+    assert (load(tmp_path / "c" / "photo_2.png") == turned(load(photo), TURNED, (8, 12))).all()
+    assert (load(tmp_path / "c" / "photo_3.png") == expected(load(photo), (2, 2, 8, 6), (8, 12))).all()
+
+
+def test_what_locate_prints_is_cut_out_again(tmp_path: Path) -> None:
+    scene = PHOTOS / "chelsea.jpg"
+    flags = ["--box", "220,150,160,120,25", "--size", "60x80", "-o", tmp_path / "template.png"]
+    assert run("crop", scene, *flags).exit_code == 0
+    found = run("locate", scene, tmp_path / "template.png", "--rotation", "--angles", "20,30")
+    assert found.exit_code == 0, found.stderr
+    box = found.stdout.split()[1]
+    assert run("crop", scene, "--box", box, "--size", "60x80", "-o", tmp_path / "again.png").exit_code == 0
+    difference = load(tmp_path / "again.png").astype(int) - load(tmp_path / "template.png")
+    assert np.abs(difference).max() <= 1
+
+
 # Refusals
 
 
 USAGE = {
     "no box": ([], "there is no box"),
-    "three numbers": (["--box", "1,2,3"], "has 3 numbers, a box has four: X0,Y0,X1,Y1"),
+    "three numbers": (["--box", "1,2,3"], "has 3 numbers, a box has four: X0,Y0,X1,Y1, and a turned one five: CX,CY"),
+    "six numbers": (["--box", "1,2,3,4,5,6"], "has 6 numbers, a box has four"),
+    "spaces": (["--box", "1 2 3 4"], "numbers are separated by commas, without spaces: --box 1,2,3,4"),
+    "a space that ends it": (["--box", "1,2,"], "'' is not a finite number; numbers are separated by commas"),
+    "spaces in fill": (["--box", "0,0,9,9", "--padding", "constant", "--fill", "1 2 3"], "spaces: --fill 1,2,3"),
+    "turned in a format": (["--box", "1,2,3,4,5", "--box-format", "xywh"], "five numbers are a turned box, CX,CY,W,H"),
+    "turned gaussian": (["--box", "1,2,3,4,5", "--mode", "gaussian"], "for crops that are not axis-aligned"),
+    "turned after upright": (
+        ["--box", "0,0,9,9", "--box", "1,2,3,4,5", "--padding", "renormalize", "-o", "crops/"],
+        "not axis-aligned",
+    ),
+    "turned sigma": (["--box", "1,2,3,4,5", "--sigma", "1"], "--sigma belongs to --mode gaussian"),
     "three numbers of another format": (["--box", "1,2,3", "--box-format", "cxcywh"], "a box has four: CX,CY,W,H"),
     "not a number": (["--box", "1,2,3,four"], "'four' is not a finite number"),
     "nan box": (["--box", "1,2,3,nan"], "'nan' is not a finite number"),
@@ -402,7 +469,11 @@ USAGE = {
     "fill without constant": (["--box", "0,0,9,9", "--fill", "3"], "fill"),
     "area without antialias": (["--box", "0,0,9,9", "--mode", "area", "--no-antialias"], "antialias"),
     "sigma without gaussian": (["--box", "0,0,9,9", "--sigma", "1"], "sigma"),
-    "unknown mode": (["--box", "0,0,9,9", "--mode", "cubic"], "cubic"),
+    "unknown mode": (
+        ["--box", "0,0,9,9", "--mode", "lanczos"],
+        "value for '--mode': 'lanczos' is not one of 'bilinear', 'bicubic', 'lanczos3', 'area', 'gaussian', 'nearest'; did",
+    ),
+    "unknown padding": (["--box", "0,0,9,9", "--padding", "x"], "'--padding': 'x' is not one of 'border', 'zeros'"),
     "unknown implementation": (["--box", "0,0,9,9", "--impl", "gpu"], "gpu"),
     "unknown suffix": (["--box", "0,0,9,9", "-o", "out.doc"], ".doc is not a format that can be written; there are"),
     "several into one": (["--box", "0,0,9,9", "--box", "0,0,8,8", "-o", "out.png"], "2 crops do not fit into one file"),

@@ -17,6 +17,8 @@ COLUMNS = {
     "xywh": ("x", "y", "w", "h"),
     "cxcywh": ("cx", "cy", "w", "h"),
 }
+# A box that may be turned, as `diffcrop locate --rotation` prints it: degrees, counter-clockwise.
+TURNED = ("cx", "cy", "w", "h", "angle")
 _PHOTO = "photo"
 
 # Narrower than float(), which also reads "1_000", "nan" and Arabic digits.
@@ -26,11 +28,16 @@ _SIZE = re.compile(r"(\d+)(?:[xX×](\d+))?", re.ASCII)
 
 @dataclass(frozen=True)
 class BoxRow:
-    """Four numbers, the photograph they are for (None: every one) and where they were written."""
+    """Four numbers, or five of a turned box, the photograph they are for (None: every one), where they were written."""
 
-    numbers: tuple[float, float, float, float]
+    numbers: tuple[float, ...]
     photo: str | None
     origin: str
+
+    @property
+    def turned(self) -> bool:
+        """Whether these are centre, sides and angle."""
+        return len(self.numbers) == len(TURNED)
 
 
 def parse_number(text: str) -> float | None:
@@ -47,7 +54,11 @@ def parse_numbers(text: str, option: str) -> tuple[float, ...]:
     for part in text.split(","):
         value = parse_number(part)
         if value is None:
-            raise UsageError(f"{option} {text!r}: {part.strip()!r} is not a finite number")
+            hint = ""
+            if not part.strip() or all(parse_number(word) is not None for word in part.split()):
+                words = [word for piece in text.split(",") for word in piece.split()]
+                hint = f"; numbers are separated by commas, without spaces: {option} {','.join(words) or '1,2,3,4'}"
+            raise UsageError(f"{option} {text!r}: {part.strip()!r} is not a finite number{hint}")
         values.append(value)
     return tuple(values)
 
@@ -55,10 +66,23 @@ def parse_numbers(text: str, option: str) -> tuple[float, ...]:
 def parse_box(text: str, box_format: str) -> BoxRow:
     """`"1,2.5,30,40"` -> a row for every photograph."""
     numbers = parse_numbers(text, "--box")
-    if len(numbers) != 4:
+    if len(numbers) not in (4, len(TURNED)):
         wanted = ",".join(COLUMNS[box_format]).upper()
-        raise UsageError(f"--box {text!r}: has {len(numbers)} numbers, a box has four: {wanted}")
-    return BoxRow((numbers[0], numbers[1], numbers[2], numbers[3]), None, f"--box {text}")
+        raise UsageError(
+            f"--box {text!r}: has {len(numbers)} numbers, a box has four: {wanted}, and a turned one five: "
+            f"{','.join(TURNED).upper()}"
+        )
+    return _told(BoxRow(numbers, None, f"--box {text}"), box_format)
+
+
+def _told(row: BoxRow, box_format: str) -> BoxRow:
+    """Turned boxes have a format of their own."""
+    if row.turned and box_format == "xywh":
+        raise UsageError(
+            f"{row.origin}: five numbers are a turned box, {','.join(TURNED).upper()}, got --box-format xywh; leave it "
+            "out"
+        )
+    return row
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -76,9 +100,9 @@ def parse_size(text: str) -> tuple[int, int]:
 def read_boxes(path: Path, box_format: str) -> list[BoxRow]:
     """The boxes of a comma-separated file, one to a line.
 
-    With a header the columns may stand in any order: the four of the box format and, optionally, `photo`. Without one
-    the four numbers come first and the photograph's name may follow. Empty lines are skipped. Every complaint names the
-    file, the line and the value.
+    With a header the columns may stand in any order: the four of the box format, or those of turned boxes (cx, cy, w,
+    h, angle), and, optionally, `photo`. Without one the four numbers come first and the photograph's name may follow.
+    Empty lines are skipped. Every complaint names the file, the line and the value.
     """
     try:
         # utf-8-sig: spreadsheets put a byte-order mark in front.
@@ -94,15 +118,18 @@ def read_boxes(path: Path, box_format: str) -> list[BoxRow]:
         raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from error
 
     lines = [(number, cells) for number, cells in lines if any(cells)]
-    columns: Sequence[str] = COLUMNS[box_format]
+    box: Sequence[str] = COLUMNS[box_format]
+    columns = box
     if lines and _is_header(lines[0][1]):
         number, cells = lines.pop(0)
-        columns = _header(cells, box_format, f"{path}, line {number}")
+        box = TURNED if TURNED[-1] in map(str.lower, cells) else box
+        columns = _header(cells, box, box_format, f"{path}, line {number}")
     elif lines and len(lines[0][1]) == 5:
         columns = (*columns, _PHOTO)
     if not lines:
         raise UsageError(f"{path}: holds no boxes")
-    return [_row(cells, columns, box_format, f"{path}, line {number}") for number, cells in lines]
+    rows = [_row(cells, columns, box, f"{path}, line {number}") for number, cells in lines]
+    return [_told(row, box_format) for row in rows]
 
 
 def _is_header(cells: list[str]) -> bool:
@@ -110,29 +137,29 @@ def _is_header(cells: list[str]) -> bool:
     return all(re.fullmatch(r"[A-Za-z_]\w*", cell) for cell in cells)
 
 
-def _header(cells: list[str], box_format: str, where: str) -> list[str]:
+def _header(cells: list[str], box: Sequence[str], box_format: str, where: str) -> list[str]:
     names = [cell.lower() for cell in cells]
-    allowed = [*COLUMNS[box_format], _PHOTO]
+    allowed = [*box, _PHOTO]
     for name in names:
         if name not in allowed:
             raise UsageError(f"{where}: unknown column {name!r}; with --box-format {box_format} the columns are "
-                               f"{', '.join(COLUMNS[box_format])} and, optionally, {_PHOTO}")  # fmt: skip
+                               f"{', '.join(box)} and, optionally, {_PHOTO}")  # fmt: skip
         if names.count(name) > 1:
             raise UsageError(f"{where}: column {name!r} is there {names.count(name)} times")
-    for name in COLUMNS[box_format]:
+    for name in box:
         if name not in names:
             raise UsageError(f"{where}: there is no column {name!r}, only {', '.join(names)}")
     return names
 
 
-def _row(cells: list[str], columns: Sequence[str], box_format: str, where: str) -> BoxRow:
+def _row(cells: list[str], columns: Sequence[str], box: Sequence[str], where: str) -> BoxRow:
     if len(cells) != len(columns):
         raise UsageError(
             f"{where}: has {len(cells)} values, not {len(columns)} ({', '.join(columns)}): {','.join(cells)!r}"
         )
     values = dict(zip(columns, cells, strict=True))
     numbers = []
-    for name in COLUMNS[box_format]:
+    for name in box:
         value = parse_number(values[name])
         if value is None:
             raise UsageError(f"{where}: {name} is {values[name]!r}, not a finite number")
@@ -140,4 +167,4 @@ def _row(cells: list[str], columns: Sequence[str], box_format: str, where: str) 
     photo = values.get(_PHOTO)
     if photo == "":
         raise UsageError(f"{where}: {_PHOTO} is empty; leave the column out for boxes that are for every photograph")
-    return BoxRow((numbers[0], numbers[1], numbers[2], numbers[3]), photo, where)
+    return BoxRow(tuple(numbers), photo, where)

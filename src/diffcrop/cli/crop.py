@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 import diffcrop
-from diffcrop.cli.boxes import BoxRow, parse_box, parse_numbers, parse_size, read_boxes
+from diffcrop.cli.boxes import TURNED, BoxRow, parse_box, parse_number, parse_numbers, parse_size, read_boxes
+from diffcrop.cli.choices import one_of
 from diffcrop.cli.outputs import check_format, check_names, plan_names, write_whole
 from diffcrop.cli.photographs import (
     Photograph,
@@ -100,7 +101,8 @@ def crop(
         list[str] | None,
         typer.Option(
             metavar="X0,Y0,X1,Y1",
-            help="A box, for every photograph; fractions are welcome. May be repeated.",
+            help="A box, for every photograph; fractions are welcome. May be repeated. Five numbers CX,CY,W,H,ANGLE "
+            "are a turned box, in degrees counter-clockwise, as `diffcrop locate --rotation` prints it.",
             show_default=False,
         ),
     ] = None,
@@ -109,24 +111,30 @@ def crop(
         typer.Option(
             metavar="FILE.csv",
             help="Boxes, one to a line: four numbers and, optionally, the photograph they are for. "
-            "A header (x0,y0,x1,y1,photo) may come first.",
+            "A header (x0,y0,x1,y1,photo) may come first; turned boxes need theirs (cx,cy,w,h,angle).",
             show_default=False,
         ),
     ] = None,
     box_format: Annotated[
         BoxFormat,
-        typer.Option(help="What the four numbers are: two corners, or a corner or the centre with width and height."),
+        typer.Option(
+            help="What the four numbers are: two corners, or a corner or the centre with width and height.",
+            **one_of(BoxFormat),
+        ),
     ] = BoxFormat.XYXY,
     coords: Annotated[
         Coords,
         typer.Option(
             help="What they are measured in: pixels ((0,0) is the photograph's corner, not a pixel's centre), "
-            "the photograph's sides (0 to 1), or -1 to 1."
+            "the photograph's sides (0 to 1), or -1 to 1.",
+            **one_of(Coords),
         ),
     ] = Coords.PIXEL,
-    mode: Annotated[Mode, typer.Option(help="The filter.")] = Mode.BILINEAR,
+    mode: Annotated[Mode, typer.Option(help="The filter.", **one_of(Mode))] = Mode.BILINEAR,
     antialias: Annotated[bool, typer.Option(help="Let the filter grow with the reduction.")] = True,
-    padding: Annotated[Padding, typer.Option(help="What lies outside the photograph.")] = Padding.BORDER,
+    padding: Annotated[
+        Padding, typer.Option(help="What lies outside the photograph.", **one_of(Padding))
+    ] = Padding.BORDER,
     fill: Annotated[
         str | None,
         typer.Option(
@@ -181,7 +189,9 @@ def crop(
         options["sigma"] = sigma
     if impl is not None:
         options["impl"] = impl
-    _probe(rows[0], fill_values, options)
+    for turned in (False, True):
+        for row in [row for row in rows if row.turned == turned][:1]:
+            _probe(row, fill_values, options)
 
     failed = 0
     with _Bar(len(crops), quiet=quiet) as bar:
@@ -218,7 +228,9 @@ def _plan(photos: Sequence[Path], rows: Sequence[BoxRow], output: str) -> list[C
     rows_of: dict[str | None, list[int]] = {}
     for number, row in enumerate(rows):
         if row.photo is not None and row.photo not in known:
-            raise UsageError(f"{row.origin}: photo is {row.photo!r}, which is not among the photographs given")
+            raise UsageError(
+                f"{row.origin}: photo is {row.photo!r}, which is not among the photographs given{_or_an_angle(row)}"
+            )
         rows_of.setdefault(row.photo, []).append(number)
     pairs = []
     for photo in photos:
@@ -232,6 +244,12 @@ def _plan(photos: Sequence[Path], rows: Sequence[BoxRow], output: str) -> list[C
     return [Crop(photo, row, name) for (photo, row), name in zip(pairs, names, strict=True)]
 
 
+def _or_an_angle(row: BoxRow) -> str:
+    if parse_number(row.photo or "") is None:
+        return ""
+    return f"; of turned boxes the first line is {','.join(TURNED)}"
+
+
 def _probe(row: BoxRow, fill: tuple[float, ...] | None, options: dict[str, object]) -> None:
     """Let the library judge the options on one black pixel before any file is touched: its rules are in one place."""
     images = torch.zeros(1 if fill is None else len(fill), 1, 1)
@@ -243,10 +261,15 @@ def _probe(row: BoxRow, fill: tuple[float, ...] | None, options: dict[str, objec
 
 def _sampler(row: BoxRow, size: tuple[int, int], options: dict[str, object]) -> Sampler:
     box = torch.tensor(row.numbers, dtype=torch.float64)
+    function = diffcrop.crop
+    if row.turned:
+        if "sigma" in options:
+            raise UsageError("--sigma belongs to --mode gaussian, which turned boxes do not have; leave it out")
+        function, options = diffcrop.crop_rotated, {key: o for key, o in options.items() if key != "box_format"}
 
     def sample(images: torch.Tensor, *, fill: tuple[float, ...] | None) -> torch.Tensor:
         more = {} if fill is None else {"fill": fill}
-        return diffcrop.crop(images, box, size, **options, **more)  # type: ignore[arg-type]
+        return function(images, box, size, **options, **more)  # type: ignore[arg-type]
 
     return sample
 

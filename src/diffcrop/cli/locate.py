@@ -16,6 +16,7 @@ from torch import Tensor
 
 import diffcrop
 from diffcrop.cli.boxes import parse_numbers
+from diffcrop.cli.choices import one_of
 from diffcrop.cli.outputs import check_format, check_names, write_whole
 from diffcrop.cli.photographs import Photograph, PhotographError, read_photograph, writable_formats
 from diffcrop.cli.problem import (
@@ -100,10 +101,16 @@ def locate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     metric: Annotated[
         Metric,
-        typer.Option(help="The squared difference, or the correlation, which does not mind brightness and contrast."),
+        typer.Option(
+            help="The squared difference, or the correlation, which does not mind brightness and contrast.",
+            **one_of(Metric),
+        ),
     ] = Metric.L2,
     aspect: Annotated[
-        Aspect, typer.Option(help="Whether width and height are scaled each for itself or by the same factor.")
+        Aspect,
+        typer.Option(
+            help="Whether width and height are scaled each for itself or by the same factor.", **one_of(Aspect)
+        ),
     ] = Aspect.FREE,
     rotation: Annotated[
         bool,
@@ -145,6 +152,7 @@ def locate(
         typer.Option(
             help="The filter that made the template. May be repeated: that which fits best is kept.",
             show_default="bilinear, bicubic, lanczos3, area",
+            **one_of(Filter),
         ),
     ] = None,
     candidates: Annotated[
