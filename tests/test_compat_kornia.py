@@ -185,7 +185,7 @@ def test_dtypes(generator):
 
 
 IMAGE, BOX = torch.zeros(2, 3, H, W), BOXES["upright"]
-GRAD = BOX.clone().requires_grad_()
+GRAD, FLAT = BOX.clone().requires_grad_(), rectangle(0, 0, 3, 4)[None]
 
 
 @pytest.mark.parametrize(("error", "call", "said"), [
@@ -203,7 +203,7 @@ GRAD = BOX.clone().requires_grad_()
     (ValueError, lambda: ours.crop_and_resize(IMAGE, BOX, (3, 4), "bilinear", "fill"), ("padding_mode", "'fill'")),
     (TypeError, lambda: ours.crop_and_resize(IMAGE, BOX, (3, 4), align_corners=None), ("align_corners", "None")),
     (ValueError, lambda: ours.crop_and_resize(IMAGE, BOX[:, [0, 2, 1, 3]], (3, 4)), ("boxes must be convex",)),
-    (ValueError, lambda: ours.crop_by_boxes(IMAGE, BOX[:, [0, 2, 1, 3]], BOX[:1]), ("src_box must be convex",)),
+    (ValueError, lambda: ours.crop_by_boxes(IMAGE, BOX[:, [0, 2, 1, 3]], FLAT), ("src_box must be convex",)),
     (TypeError, lambda: ours.crop_and_resize(IMAGE.numpy(), BOX, (3, 4)), ("a float32 ndarray of shape (2, 3, 7, 9)",)),
     (TypeError, lambda: ours.center_crop(IMAGE.to(torch.complex64), (3, 4)), ("input_tensor must be floating-point",)),
     (ValueError, lambda: ours.center_crop(IMAGE[:, :, :0], (3, 4)), ("input_tensor must have at least one pixel",)),
