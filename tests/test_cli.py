@@ -471,7 +471,7 @@ USAGE = {
     "sigma without gaussian": (["--box", "0,0,9,9", "--sigma", "1"], "sigma"),
     "unknown mode": (
         ["--box", "0,0,9,9", "--mode", "lanczos"],
-        "value for '--mode': 'lanczos' is not one of 'bilinear', 'bicubic', 'lanczos3', 'area', 'gaussian', 'nearest'; ",
+        "for '--mode': 'lanczos' is not one of 'bilinear', 'bicubic', 'lanczos3', 'area', 'gaussian', 'nearest'; did",
     ),
     "unknown padding": (["--box", "0,0,9,9", "--padding", "x"], "'--padding': 'x' is not one of 'border', 'zeros'"),
     "unknown implementation": (["--box", "0,0,9,9", "--impl", "gpu"], "gpu"),

@@ -14,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
+import diffcrop
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 SECONDS = 600
@@ -196,10 +198,49 @@ def test_the_volumes(tmp_path):
     assert is_picture(tmp_path / "volumes.png")
 
 
-@pytest.mark.parametrize("name", ["box_gradients.md", "learn_where_to_look.md", "paste.md", "volumes.md"])
-def test_the_code_of_the_pages_runs(name):
-    for example in re.findall(r"^```python\n(.*?)^```", (DOCS / name).read_text(), re.DOTALL | re.MULTILINE):
-        exec(compile(example, name, "exec"), {})
+PAGES = [path for path in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))) if "```python\n" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_the_code_of_the_pages_runs(path, tmp_path, monkeypatch):
+    """Every block as it stands, in a module of its own."""
+    if path.name == "onnx.md":
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)  # for what they write
+    for example in blocks(path):
+        exec(compile(example, path.name, "exec"), {})
+
+
+def blocks(path):
+    return re.findall(r"^```python\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def test_there_is_code_on_the_pages():
+    assert {"README.md", "compat.md", "locate.md", "paste.md", "rotated.md", "volumes.md"} < {p.name for p in PAGES}
+    assert len(blocks(DOCS / "compat.md")) == 4
+
+
+def test_the_turned_box_of_the_page_is_fitted():
+    (example,) = [each for each in blocks(DOCS / "rotated.md") if "Adam" in each]
+    names = {}
+    exec(compile(example, "rotated.md", "exec"), names)
+    assert torch.allclose(names["box"].detach(), torch.tensor([150.0, 110.0, 90.0, 60.0, 25.0]), atol=0.05)
+
+
+def test_the_turned_sprite_of_the_page_is_a_paste():
+    """With an angle of 0, and without antialiasing, that of an upright box."""
+    (example,) = [each for each in blocks(DOCS / "paste.md") if "rotated_to_matrix" in each]
+    upright = example.replace("40.0, 30.0]", "40.0, 0.0]").replace('"zeros")', '"zeros", antialias=False)')
+    names = {}
+    exec(compile(upright, "paste.md", "exec"), names)
+    sprite, box, canvas = names["sprite"], names["box"][:4], names["canvas"]
+    pasted = diffcrop.paste(sprite, box, canvas=canvas, box_format="cxcywh", antialias=False)
+    assert torch.allclose(names["picture"], pasted, atol=1e-4)
+    turned = {}
+    exec(compile(example, "paste.md", "exec"), turned)
+    assert turned["box"].grad.isfinite().all()
+    assert (turned["picture"] != turned["canvas"]).any(0).sum() == pytest.approx(60 * 40, rel=0.2)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_the_jumps_are_those_of_the_page(script):
 
 def test_the_page_runs():
     examples = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    assert len(examples) == 2
+    assert len(examples) == 3
     for example in examples:
         exec(compile(example, str(PAGE), "exec"), {})
 

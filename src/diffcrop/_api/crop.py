@@ -75,9 +75,10 @@ def crop(
     tensor([2., 8., 2., 8.])
 
     Args:
-        images: (C, H, W), (B, C, H, W), or a list of B images (C, H_b, W_b), channels first. float64, float32, float16,
-            bfloat16, or any integer dtype or bool, which give float32 crops with values unscaled (``mode="nearest"``
-            keeps the dtype). Any strides; channels_last in, channels_last out. Boxes of 2 or 6 numbers, (x0, x1) or
+        images: (C, H, W), (B, C, H, W), or a list of B images (C, H_b, W_b), channels first: (H, W, 3) is no error, but
+            an image of H channels that is 3 wide; pass ``image.permute(2, 0, 1)``. float64, float32, float16, bfloat16,
+            or any integer dtype or bool, which give float32 crops with values unscaled (``mode="nearest"`` keeps the
+            dtype). Any strides; channels_last in, channels_last out. Boxes of 2 or 6 numbers, (x0, x1) or
             (x0, y0, z0, x1, y1, z1), crop signals (C, W) or volumes (C, D, H, W) in the same way.
         boxes: float32 or float64 (half precision and integers are promoted). Shapes and results:
 

@@ -56,7 +56,8 @@ def roi_align(
             under `torch.compile` or a transform) it makes a NaN box instead. A box that is not finite gives NaN and a
             NaN gradient for itself alone, and adds nothing to the gradient of ``input``.
         output_size: (h, w) of the result, (d, h, w) for volumes, or one int for all.
-        spatial_scale: what box coordinates are multiplied with, such as 1 / 16 for features of stride 16.
+        spatial_scale: what box coordinates are multiplied with, such as 1 / 16 for features of stride 16. The
+            stride itself is no error, but puts boxes beyond the features, where samples are 0.
         sampling_ratio: g, along each axis. 0 and less (the default: ``-1``): as many as the bin is long, ceil(s) for
             each box and axis; then an empty or mirrored axis (hi <= lo) has no samples and gives 0.
         aligned: the shift by half a pixel that makes boxes mean the same as in `diffcrop.crop`. Without it (the

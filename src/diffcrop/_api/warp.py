@@ -90,7 +90,8 @@ def crop_rotated(
         coords: ``"pixel"``, ``"unit"`` or ``"normalized"``: those of cx, cy, w and h. In the latter two w is a share of
             the image's width and h one of its height, as at angle 0; the box is a rectangle of pixels at any angle.
         clockwise: whether positive angles turn clockwise.
-        angle_unit: ``"degrees"`` or ``"radians"``. Degrees are exact at quarter turns.
+        angle_unit: ``"degrees"`` or ``"radians"``. Degrees are exact at quarter turns. Radians that are given as
+            degrees are no error, but a box that hardly turns.
         mode: ``"bilinear"``, ``"bicubic"``, ``"lanczos3"``, ``"area"`` or ``"nearest"``, see `crop`.
         antialias: whether pixels are averaged where the crop has fewer of them than the box.
         padding_mode: what lies outside the image: ``"border"``, ``"zeros"``, ``"constant"``, ``"reflection"`` or
