@@ -478,7 +478,7 @@ def test_tensors_that_do_not_fit(arguments, kind, said):
     ({"mode": ()}, TypeError, "a filter's name or a sequence"),
     ({"mode": 3}, TypeError, "a filter's name or a sequence"),
     ({"metric": "ncc"}, ValueError, "metric must be one of"),
-    ({"aspect": 1.5}, ValueError, "aspect must be one of"),
+    ({"aspect": 1.5}, TypeError, "aspect must be one of"),
     ({"scales": 2.0}, TypeError, "scales must be two numbers"),
     ({"scales": (2.0, 1.0)}, ValueError, "scales must be"),
     ({"scales": (0.0, 1.0)}, ValueError, r"scales\[0\] must be finite and above 0"),
