@@ -552,9 +552,11 @@ def test_kernels_are_chosen_and_normal_equations_are_the_reference(axes, generat
         assert torch.equal(crop(images, boxes, 3, **kept), crop(images, boxes, 3, impl="cpu", **kept))
         targets = torch.rand(1, 2, 1, *[3] * axes, generator=generator, dtype=f64)
         found = [diffcrop.normal_equations(images, boxes, targets, impl=impl, **kept) for impl in (None, "reference")]
-    for given in (images, [*images]):
-        with pytest.raises(ValueError, match=rf"impl='cpu' serves images .* of {2 * axes} numbers; leave impl=None"):
-            diffcrop.normal_equations(given, boxes, targets, impl="cpu", **kept)
+        for given in (images, [*images]):
+            with pytest.raises(
+                ValueError, match=rf"impl='cpu' serves images .* of {2 * axes} numbers; leave impl=None"
+            ):
+                diffcrop.normal_equations(given, boxes, targets, impl="cpu", **kept)
     for got, want in zip(*found, strict=True):
         assert torch.equal(got, want)
 
