@@ -9,7 +9,7 @@ import torch
 from diffcrop import _ops_warp
 from diffcrop._options import WarpOptions
 from guarded import guarded
-from warps import some
+from warps import boxed, some
 
 
 def main() -> None:
@@ -19,7 +19,10 @@ def main() -> None:
 
 def compare(size: tuple[int, int], layout: torch.memory_format) -> None:
     image = (21, 45)
-    matrices = torch.cat([some(size, image), some(size, (60, 20))])
+    # Two whose first or last sample reads the first or last pixel, and all of which are inside.
+    h, w = 0.8 * size[0], 0.8 * size[1]
+    corners = [boxed((0.2, 0.2, 0.2 + w, 0.2 + h), size), boxed((44.8 - w, 20.8 - h, 44.8, 20.8), size)]
+    matrices = torch.cat([some(size, image), some(size, (60, 20)), torch.stack(corners)])
     index = torch.zeros(len(matrices), dtype=torch.int64)
     modes = (("bilinear", None), ("bilinear", 512), ("bicubic", None), ("lanczos3", None))
     dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -186,3 +188,23 @@ def test_the_last_pixel_alone(channels, dtype):
         assert value.eq(3).all(), how
         assert by_signal[..., :34].eq(0).all(), how
         assert by_signal[..., 34].isnan().all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from Linux' /proc")
+def test_large_plans_do_not_stay_in_memory():
+    program = """
+import ctypes, torch, diffcrop
+def resident():
+    ctypes.CDLL(None).malloc_trim(0)
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+torch.set_num_threads(1)
+def run(pixels):
+    leaves = torch.ones(1, pixels).requires_grad_(), torch.tensor([0.3, pixels - 0.4]).requires_grad_()
+    torch.autograd.grad(diffcrop.crop(*leaves, (1024,), mode="bicubic", impl="cpu").sum(), leaves)
+run(2000)
+before = resident()
+run(4_000_000)
+print(resident() - before)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 16 * 2**20

@@ -340,7 +340,7 @@ def test_offsets_are_wide():
     """Rows that lie further apart than 32 bits can say."""
     size, image = (7, 32), (50, 60)
     base = torch.empty(image[0], 45_000_000, dtype=torch.uint8)
-    matrices = some(size, image)[:1]
+    matrices = placed(3.0, (1.0, 1.0), (30.0, 45.0), size)[None]  # the last rows but one, of whole registers
     near = (rand(1, 1, *image) * 255).to(torch.uint8)
     far = base[None, None, :, : image[1]]
     far.copy_(near)
@@ -353,3 +353,20 @@ def test_offsets_are_wide():
             found.append((value.detach(), *torch.autograd.grad(value.square().sum(), leaf)))
         for one, other in zip(*found, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("padding_mode", ["zeros", "constant", "border"])
+def test_behind_the_horizon_in_float32(padding_mode, layout):
+    """Whole registers of samples that would lie inside, were it not for their sign."""
+    size, image = (9, 48), (40, 60)
+    images = rand(1, 3, *image, dtype=torch.float32).contiguous(memory_format=layout)
+    matrix = tilted(placed(5.0, (0.1, 0.1), (30.0, 20.0), size), (0.0, -0.3), size)[None]
+    behind = matrix[0, 2, 1] * 8.5 + matrix[0, 2, 2]
+    assert behind < -0.1
+    opts = options("bilinear", False, padding_mode)
+    found = list(both(images, matrix, None, None, size, opts))
+    for mine, expected in found:
+        torch.testing.assert_close(mine, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+    fill = 0.3 if padding_mode == "constant" else 0.0
+    torch.testing.assert_close(found[0][0][0, :, 8], torch.full((3, 48), fill))
