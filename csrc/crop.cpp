@@ -2,50 +2,13 @@
 
 #include "nearest.h"
 #include "operators.h"
+#include "pieces.h"
 #include "signal_calls.h"
 #include "volume_calls.h"
 
 namespace {
 
 using namespace diffcrop;
-
-// How the rows of each crop are cut into pieces: by sizes alone, so that partial sums depend neither on the threads nor
-// on the other boxes. `work`: multiply-adds of a row.
-struct Pieces {
-  int64_t rows, length, each;
-  Pieces(int64_t rows, int64_t work)
-      : rows(rows),
-        length(ceil_div(std::clamp<int64_t>(kPiece / std::max<int64_t>(work, 1), 1, 256), kBatch) * kBatch),
-        each(ceil_div(rows, length)),
-        work_(work) {}
-  int64_t begin(int64_t piece) const { return piece % each * length; }
-  int64_t end(int64_t piece) const { return std::min(begin(piece) + length, rows); }
-
-  // Calls f(plan, its number, piece, scratch) for all pieces of all boxes, on torch's threads. With `parts` of a box
-  // that are cut into pieces each by itself, piece / each counts through these.
-  template <class A, class F>
-  void share(std::span<const BoxPlan<A>> plans, const F& f, int64_t parts = 1) const {
-    const int64_t grain = std::max<int64_t>(kGrain / std::max<int64_t>(work_ * std::min(length, rows), 1), 1);
-    const int64_t whole = each * parts, count = static_cast<int64_t>(plans.size()) * whole;
-    torch::stable::parallel_for(0, count, grain, [&](int64_t from, int64_t to) {
-      Scratch<A>& scratch = Scratch<A>::of_thread();
-      for (int64_t piece = from; piece < to; ++piece) f(plans[piece / whole], piece / whole, piece, scratch);
-      scratch.clear();
-    });
-  }
-
- private:
-  int64_t work_;
-};
-
-// Sets rows [begin, end), counted through the channels, of a crop without a box.
-template <class O>
-void fill_rows(const View<O>& out, int64_t height, int64_t width, int64_t m, int64_t begin, int64_t end,
-               const O* values) {
-  for (int64_t f = begin; f < end; ++f)
-    for (int64_t c = f / height * m, last = c + m; c < last; ++c)
-      for (int64_t j = 0; j < width; ++j) out.at(c, f % height)[j * out.column] = values[c];
-}
 
 template <class T>
 void crop_typed(const Tensor& images, const Boxes& boxes, const Sizes& size, const Options& options,
@@ -163,21 +126,13 @@ void grad_boxes_typed(const Tensor& grad, const Tensor& images, const Boxes& box
       .lookups = kernels.lookups,
       .pixel = channels * static_cast<int64_t>(sizeof(T))};
   boxes.each_run<A>(boxes.run(), size, spatial(images), options, need, [&](int64_t first, const auto& plans) {
-    const auto count = static_cast<int64_t>(plans.size());
-    std::vector<BoxSum> parts(count * pieces.each);
+    std::vector<BoxSum> parts(static_cast<int64_t>(plans.size()) * pieces.each);
     pieces.share(plans, [&](const BoxPlan<A>& box, int64_t r, int64_t piece, Scratch<A>& scratch) {
       if (!box.valid) return;
       parts[piece] = kernels.grad_boxes(box, view_of(images, source, box.image), view_of(grad, cotangent, first + r),
                                         pieces.begin(piece), pieces.end(piece), or_null(fill), scratch);
     });
-    for (int64_t r = 0; r < count; ++r) {
-      std::array<AxisSum, 3> total;
-      for (int64_t piece = r * pieces.each; piece < (r + 1) * pieces.each; ++piece) {
-        const auto& [y, x] = parts[piece];
-        total[0].lo += x.lo, total[0].hi += x.hi, total[1].lo += y.lo, total[1].hi += y.hi;
-      }
-      put_box(out, first + r, plans[r].valid, total);
-    }
+    put_sums(out, plans, parts, pieces.each, [&](int64_t r) { return first + r; });
   });
 }
 
@@ -226,9 +181,7 @@ void nearest_typed(const Tensor& images, const Boxes& boxes, const Sizes& size, 
   const int64_t channels = images.size(1);
   const auto* const source = data_of<const T>(images);
   auto* const target = data_of<T>(out);
-  const auto fill = std::make_unique<T[]>(channels);  // no vector, which has no data() for bool
-  for (int64_t c = 0; c < channels; ++c) fill[c] = store<T>(fills[fills.size() == 1 ? 0 : c]);
-  constexpr bool floating = std::is_floating_point_v<T> || std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>;
+  const auto fill = nearest_fill<T>(fills, channels);
   const Pieces pieces(channels * size[0], 2 * size[1]);
   boxes.each_run<float>(
       boxes.run(), size, as_image(spatial(images)), options, {}, [&](int64_t first, const auto& plans) {
@@ -236,21 +189,9 @@ void nearest_typed(const Tensor& images, const Boxes& boxes, const Sizes& size, 
           const auto view = view_of(out, target, first + r);
           const int64_t begin = pieces.begin(piece), end = pieces.end(piece);
           if (box.valid) return nearest_rows<T>(box, view_of(images, source, box.image), view, begin, end, fill.get());
-          if constexpr (floating)
-            fill_rows(view, size[0], size[1], 1, begin, end, nans<T>(channels).data());
-          else
-            fill_rows(view, size[0], size[1], 1, begin, end, fill.get());
+          fill_unknown(view, size, begin, end, channels, fill.get());
         });
       });
-}
-
-ScalarType result_dtype(ScalarType image, Mode mode) {
-  return image == ScalarType::Byte && mode != Mode::nearest ? ScalarType::Float : image;
-}
-
-void check_fill(const std::vector<double>& fill, const Tensor& images) {
-  require(fill.size() == 1 || static_cast<int64_t>(fill.size()) == images.size(1),
-          "fill must be one number, or one per channel");
 }
 
 void check_images(const Tensor& images, const Sizes& size) {
@@ -276,7 +217,7 @@ Tensor crop(const Tensor& images, const Tensor& boxes_tensor, const OptionalTens
             bool channels_last, const std::string& mode, bool antialias, const std::string& padding,
             const std::vector<double>& fill, double parameter, bool align_corners) {
   check_images(images, size);
-  check_fill(fill, images);
+  check_fill(fill, images.size(1));
   const Options options = options_of(mode, antialias, padding, parameter, align_corners);
   const Boxes boxes(boxes_tensor, index, images.size(0), images.dim() - 2);
   const ScalarType dtype = result_dtype(images.scalar_type(), options.mode);
@@ -298,7 +239,7 @@ Tensor crop_jacobian(const Tensor& images, const Tensor& boxes_tensor, const Opt
                      const std::string& mode, bool antialias, const std::string& padding,
                      const std::vector<double>& fill, double parameter, bool align_corners) {
   check_images(images, size);
-  check_fill(fill, images);
+  check_fill(fill, images.size(1));
   const Options options = options_of(mode, antialias, padding, parameter, align_corners);
   const Boxes boxes(boxes_tensor, index, images.size(0), images.dim() - 2);
   const ScalarType dtype = result_dtype(images.scalar_type(), options.mode);
@@ -319,7 +260,7 @@ Tensor crop_gram(const Tensor& images, const Tensor& boxes_tensor, const Optiona
                  const std::string& padding, const std::vector<double>& fill, double parameter, bool align_corners) {
   require(targets.dim() == 4, "targets must have shape (R, C, h, w): of images alone");
   check_images(images, spatial(targets));
-  check_fill(fill, images);
+  check_fill(fill, images.size(1));
   const Options options = options_of(mode, antialias, padding, parameter, align_corners);
   const Boxes boxes(boxes_tensor, index, images.size(0), images.dim() - 2);
   const bool moments = metric == "zncc", wide = images.scalar_type() == ScalarType::Double;
@@ -339,7 +280,7 @@ Tensor crop_grad_boxes(const Tensor& grad, const Tensor& images, const Tensor& b
                        const OptionalTensor& index, const std::string& mode, bool antialias, const std::string& padding,
                        const std::vector<double>& fill, double parameter, bool align_corners) {
   check_images(images, spatial(grad));
-  check_fill(fill, images);
+  check_fill(fill, images.size(1));
   const Options options = options_of(mode, antialias, padding, parameter, align_corners);
   const Boxes boxes(boxes_tensor, index, images.size(0), images.dim() - 2);
   require(grad.size(0) == boxes.size() && grad.size(1) == images.size(1), "grad must have shape (R, C, h, w)");

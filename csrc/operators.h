@@ -258,14 +258,21 @@ class Boxes {
   template <class A, class Plan = BoxPlan<A>, class F>
   void each_run(int64_t most, const Sizes& size, const Sizes& pixels, const Options& options, const Need& need,
                 const F& f) const {
+    const auto plan_one = [&](Plan& one, int64_t r) { plan<A>(one, r, size, pixels, options, need); };
+    each_run<A, Plan>(this->size(), most, size, plan_one, need, f);
+  }
+
+  // The same for `count` of the boxes, of which plan_one(plan, i) plans the i-th.
+  template <class A, class Plan = BoxPlan<A>, class P, class F>
+  void each_run(int64_t count, int64_t most, const Sizes& size, const P& plan_one, const Need& need, const F& f) const {
     // They stay for the next call: getting memory from the system takes longer than a small crop.
     static thread_local std::vector<Plan> kept;
-    for (int64_t first = 0; first < this->size(); first += most) {
-      const auto count = static_cast<size_t>(std::min(most, this->size() - first));
-      if (kept.size() < count) kept.resize(count);
-      const std::span<Plan> plans(kept.data(), count);
-      parallel(static_cast<int64_t>(count), kGrain / (64 * std::accumulate(size.begin(), size.end(), int64_t{0})),
-               [&](int64_t r) { plan<A>(plans[r], first + r, size, pixels, options, need); });
+    for (int64_t first = 0; first < count; first += most) {
+      const auto some = static_cast<size_t>(std::min(most, count - first));
+      if (kept.size() < some) kept.resize(some);
+      const std::span<Plan> plans(kept.data(), some);
+      parallel(static_cast<int64_t>(some), kGrain / (64 * std::accumulate(size.begin(), size.end(), int64_t{0})),
+               [&](int64_t i) { plan_one(plans[i], first + i); });
       if constexpr (std::is_same_v<Plan, BoxPlan<A>>) {
         const bool ahead = need.ahead || come_from_memory<A>(plans, need.pixel);
         for (auto& plan : plans) plan.ahead = ahead;

@@ -64,6 +64,22 @@ def check(images: torch.Tensor, boxes: torch.Tensor, size: tuple[int, ...], side
         assert torch.equal(mine, copied), (images.dtype, images.shape, size, options)
 
 
+def check_list(images: list[torch.Tensor], size: tuple[int, int], side: str, **options) -> None:
+    """The same of a list, every image of which has a page of its own that nobody may touch."""
+    boxes = [boxes_of(*image.shape[1:], 1.3, size)[0] for image in images]
+    found = []
+    for place in (lambda tensor: tensor, lambda tensor: guarded(tensor, side)):
+        sources = [*map(place, images), *(mine.clone() for mine in boxes)]
+        for source in sources:
+            source.requires_grad_(source.is_floating_point())
+        value = diffcrop.crop(sources[: len(images)], sources[len(images) :], size, impl="cpu", **options)
+        cotangent = torch.linspace(-1, 1, value.numel()).view(value.shape).to(value.dtype)
+        wanted = [source for source in sources if source.requires_grad]
+        found.append((value, *torch.autograd.grad(value, wanted, place(cotangent))))
+    for mine, copied in zip(*found, strict=True):
+        assert torch.equal(mine, copied), (images[0].dtype, size, options)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -96,6 +112,12 @@ def main() -> None:
             corners = (-extent / 2, 0 * extent + 0.2, far - 0.2, far + extent / 2, far)
             boxes = torch.stack([torch.cat([corner, corner + extent]) for corner in corners])[None]
             check(images, boxes, size, side, mode=mode, antialias=antialias, padding_mode="zeros")
+    shapes = ((2, 41, 83), (2, 7, 5), (2, 19, 200), (2, 1, 1))
+    for dtype, side, (mode, antialias) in itertools.product(dtypes, ("before", "after"), kinds):
+        images = [(torch.rand(shape) * 200).to(dtype) for shape in shapes]
+        last = [image.permute(1, 2, 0).contiguous().permute(2, 0, 1) for image in images]
+        for given in (images, last, [images[0], *last[1:]]):
+            check_list(given, (5, 19), side, mode=mode, antialias=antialias, padding_mode="zeros")
     # Images that are read ahead, with boxes that read nothing.
     for side in ("before", "after"):
         images = torch.rand(2, 5, 1100, 1000)

@@ -33,6 +33,7 @@ ARROWS = {
         "_boxes",
         "_normal",
         "_ops",
+        "_ops_list",
         "_check_paste",
         "_ops_paste",
         "_options",
@@ -47,6 +48,7 @@ ARROWS = {
     "_check_normal": {"_check", "_check_crop", "_normal", "_context"},
     "_check_paste": {"_check", "_check_crop", "_context"},
     "_ops_paste": {"_autograd", "_flops", "_impl.pasting", "_ops", "_options", "_context"},
+    "_ops_list": {"_autograd", "_flops", "_ops", "_options", "_context"},
     "_check_roi": {"_check", "_check_crop", "_context"},
     "_ops": {"_autograd", "_bins", "_flops", "_impl", "_normal", "_options", "_context"},
     "_check_warp": {"_check", "_check_crop", "_filters", "_homography", "_options", "_context"},
@@ -83,7 +85,7 @@ ARROWS = {
 }
 LEAVES = {"_bounding", "_boxes", "_context", "_filters", "_normal", "_options", "_impl", "_impl.cpu"}
 # Only these may know torch's operators, and only this one the compiled library.
-FACES = {"_ops", "_ops_paste", "_ops_warp", "_flops", "_impl.cpu", "_sharding"}
+FACES = {"_ops", "_ops_list", "_ops_paste", "_ops_warp", "_flops", "_impl.cpu", "_sharding"}
 
 
 def sources():

@@ -76,13 +76,13 @@ def image(
             f"{name} must have shape {wanted} {where or f'where the boxes have {2 * axes} numbers'}, "
             f"got {_check.describe(value)}{hint}"
         )
-    spatial = value.shape[-axes:]
     # One by one: of a maximum the compiler makes a guard that says which side is the longest.
-    if any(n == 0 for n in spatial):
-        raise ValueError(f"{name} must have at least one pixel along every axis, got {_check.describe(value)}")
-    if any(n >= below for n in spatial):
-        limit = f"2**{below.bit_length() - 1}"
-        raise ValueError(f"{name} must have fewer than {limit} pixels along every axis, got {_check.describe(value)}")
+    for n in value.shape[-axes:]:
+        if n == 0:
+            raise ValueError(f"{name} must have at least one pixel along every axis, got {_check.describe(value)}")
+        if n >= below:
+            most = f"2**{below.bit_length() - 1}"
+            raise ValueError(f"{name} must have fewer than {most} pixels along every axis, got {_check.describe(value)}")
     return value
 
 
@@ -110,6 +110,8 @@ def image_list(
     tensors = [image(t, axes, f"{name}[{i}]", False, where, below) for i, t in enumerate(value)]
     first = tensors[0]
     for i, t in enumerate(tensors):
+        if t.shape[0] == first.shape[0] and t.dtype == first.dtype and t.device == first.device:
+            continue
         for what, mine, theirs in (
             ("channels", t.shape[0], first.shape[0]),
             ("dtype", t.dtype, first.dtype),

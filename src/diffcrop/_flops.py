@@ -10,6 +10,8 @@ antialiasing 1 in place of the reduction N / n), and every tap is a multiplicati
     crop_jacobian            for each number of a box, as many images
     crop_gram                five times: these and the crop, and the products of all columns
 
+Of a list of images as much as of all of them, each with an equal share of the boxes: whose they are is not looked at.
+
 Of a paste, as if every box were its whole canvas:
 
     paste                    the crop of each patch, with its matte; and to blend it, for each pixel, channel and
@@ -99,6 +101,34 @@ def crop_gram(
     return 5 * _passes(planes, images[2:], targets[2:], *options) + planes * math.prod(targets[2:]) * n * (n + 1)
 
 
+def crop_list(
+    images: Sequence[Sequence[int]], boxes: Sequence[int], index: Any, size: Sequence[int], *options: Any, **_: Any
+) -> int:
+    """Both passes, once."""
+    return _of_list(images, boxes[0], size, options)
+
+
+def crop_list_grad_boxes(
+    grad: Sequence[int], images: Sequence[Sequence[int]], boxes: Sequence[int], index: Any, *options: Any, **_: Any
+) -> int:
+    """The derivative by each of the axes."""
+    return 2 * _of_list(images, boxes[0], grad[2:], options)
+
+
+def crop_list_grad_images(
+    grad: Sequence[int],
+    images: Sequence[Sequence[int]],
+    boxes: Sequence[int],
+    index: Any,
+    wanted: Sequence[int],
+    *options: Any,
+    **_: Any,
+) -> int:
+    """The transpose of the crop, for the boxes of the images that are wanted."""
+    rows = boxes[0] * len(wanted) / len(images)
+    return _of_list([images[i] for i in wanted], rows, grad[2:], options) if wanted else 0
+
+
 def paste(
     patches: Sequence[int],
     boxes: Sequence[int],
@@ -135,8 +165,18 @@ def paste_backward(
 
 
 _FORMULAS: dict[str, Callable[..., int]] = {
-    f.__name__: f for f in (crop, crop_grad_images, crop_grad_boxes, crop_jacobian, crop_gram, paste, paste_backward)
+    f.__name__: f
+    for f in (
+        *(crop, crop_grad_images, crop_grad_boxes, crop_jacobian, crop_gram),
+        *(crop_list, crop_list_grad_images, crop_list_grad_boxes, paste, paste_backward),
+    )
 }
+
+
+def _of_list(images: Sequence[Sequence[int]], rows: float, size: Sequence[int], options: Sequence[Any]) -> int:
+    """Of ``rows`` boxes, spread evenly over the images (C, H_b, W_b)."""
+    once = sum(_passes(image[0], image[1:], size, *options) for image in images)
+    return round(once * rows / len(images))
 
 
 def _pasted(patches: Sequence[int], shape: Sequence[int], options: Sequence[Any]) -> int:

@@ -242,14 +242,43 @@ def _pull_crop(ctx: Any, grad: Tensor | None, by_images: type[Function], by_boxe
     if grad is None:
         return (None,) * 6
     images, boxes, index = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[:2]
+    made = _pulled(grad, images, boxes, index, ctx.options, ctx.impl, wanted, by_images, by_boxes)
+    return (*made, None, None, None, None)
+
+
+def pull(
+    grad: Tensor,
+    images: Tensor,
+    boxes: Tensor,
+    index: Tensor | None,
+    options: Options,
+    impl: str,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """The cotangents of `crop`'s images and boxes for that of its result, where ``wanted``; differentiable."""
+    return _pulled(grad, images, boxes, index, options, impl, wanted, _DualGradImages, _DualGradBoxes)
+
+
+def _pulled(
+    grad: Tensor,
+    images: Tensor,
+    boxes: Tensor,
+    index: Tensor | None,
+    options: Options,
+    impl: str,
+    wanted: Sequence[bool],
+    by_images: type[Function],
+    by_boxes: type[Function],
+) -> tuple[Tensor | None, Tensor | None]:
     image_grad = box_grad = None
     # Boxes first: the images may still be in a cache, which their gradient will fill.
-    if ctx.needs_input_grad[1]:
-        box_grad = apply(by_boxes, grad, images, boxes, index, ctx.options, ctx.impl)
-    if ctx.needs_input_grad[0]:
+    if wanted[1]:
+        box_grad = apply(by_boxes, grad, images, boxes, index, options, impl)
+    if wanted[0]:
         layout = (tuple(images.shape), is_channels_last(images))
-        image_grad = apply(by_images, grad, boxes, index, *layout, ctx.options.linear(), ctx.impl)
-    return image_grad, box_grad, None, None, None, None
+        image_grad = apply(by_images, grad, boxes, index, *layout, options.linear(), impl)
+    return image_grad, box_grad
 
 
 class _GradImages(Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from diffcrop import _bounding, _boxes, _check, _check_crop, _ops, _sharding
 from diffcrop._context import is_sharded, plain
 from diffcrop._options import Options
 
-from . import ragged
+from . import lists, ragged
 
 
 class _Call(NamedTuple):
@@ -152,7 +153,10 @@ def crop(
         "impl": impl,
     }
     if (type(images) is not Tensor or images.is_nested) and ragged.is_list(images):
-        return _over_images(lambda i, b, **o: crop(i, b, size, **o), images, boxes, batch_index, options)
+        at_once = functools.partial(lists.crops, size=size)
+        return _over_images(
+            lambda i, b, **o: crop(i, b, size, **o), images, boxes, batch_index, options, at_once=at_once
+        )
     call = _prepare(images, boxes, size, batch_index, **options)
     result = _ops.crop(call.images, call.boxes, call.owner, call.size, call.options, call.impl)
     if is_sharded(result):
@@ -373,9 +377,15 @@ def _prepare(
 
 
 def _over_images(
-    function: Any, images: Any, boxes: Any, batch_index: Any, options: dict[str, Any], along: Any = None
+    function: Any,
+    images: Any,
+    boxes: Any,
+    batch_index: Any,
+    options: dict[str, Any],
+    along: Any = None,
+    at_once: Any = None,
 ) -> Any:
-    """A function of an image and its boxes, for images of different sizes."""
+    """A function of an image and its boxes, for images of different sizes, or one of all of them `at_once`."""
     boxes, options["box_format"], canvases = _bounding.read(
         ragged.parts(boxes), options["box_format"], options["coords"]
     )
@@ -388,5 +398,11 @@ def _over_images(
     for i, mine in enumerate(boxes if listed else [boxes]):
         _check_crop.differentiable(mine, options["mode"], f"boxes[{i}]" if listed else "boxes")
     return ragged.over_images(
-        lambda *each: function(*each, **options), images, boxes, batch_index, axes=axes, along=along
+        lambda *each: function(*each, **options),
+        images,
+        boxes,
+        batch_index,
+        axes=axes,
+        along=along,
+        at_once=None if at_once is None else functools.partial(at_once, **options),
     )

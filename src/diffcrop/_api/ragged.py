@@ -17,14 +17,46 @@ from diffcrop._context import full_precision, plain
 
 
 class Rows(NamedTuple):
-    """Which boxes each image is read at, (K_b, ...), the leading shape of the result, and where its rows belong.
+    """Which boxes each of ``images`` is read at: as they were given, checked, and the result's leading shape.
 
-    ``order[i]`` is the place among all boxes of the i-th row as the images come; None where they come in order.
+    ``boxes``: (...) where they are ``shared``, (B, ...), (B, K, ...), a list of B tensors (K_b, ...), or (R, ...) and
+    the image of each, ``owners``.
     """
 
-    boxes: Sequence[Tensor]
+    boxes: Any
+    owners: Tensor | None
+    images: int
     leading: tuple[int, ...]
-    order: Tensor | None
+    shared: bool = False
+
+    def each(self) -> tuple[Sequence[Tensor], Tensor | None]:
+        """The boxes (K_b, ...) of every image, and the places among all of these; None where they come in order."""
+        if isinstance(self.boxes, (list, tuple)):
+            return self.boxes, None
+        if self.owners is not None:
+            order = torch.argsort(self.owners, stable=True)
+            counts = torch.bincount(self.owners, minlength=self.images).tolist()
+            return self.boxes[order].split(counts), order
+        if self.shared:
+            return [self.boxes.unsqueeze(0)] * self.images, None
+        return (self.boxes.unsqueeze(1) if len(self.leading) == 1 else self.boxes).unbind(), None
+
+    def flat(self) -> tuple[Tensor, Tensor]:
+        """All boxes (R, ...), and the image that each reads, int64."""
+        if isinstance(self.boxes, (list, tuple)):
+            device = self.boxes[0].device
+            counts = torch.tensor([len(mine) for mine in self.boxes], device=device)
+            owners = torch.arange(self.images, device=device).repeat_interleave(counts)
+            return torch.cat([plain(mine) for mine in self.boxes]), owners
+        boxes = plain(self.boxes)
+        if self.owners is not None:
+            return boxes, self.owners
+        if self.shared:
+            boxes = boxes.expand(self.images, *boxes.shape)
+        owners = torch.arange(self.images, device=boxes.device)
+        if len(self.leading) == 1:
+            return boxes, owners
+        return boxes.flatten(0, 1), owners.repeat_interleave(self.leading[1])
 
 
 def is_list(value: Any) -> bool:
@@ -52,6 +84,7 @@ def over_images(
     axes: int = 2,
     tail: int = 1,
     along: Callable[[tuple[int, ...]], Tensor] | None = None,
+    at_once: Callable[[list[Tensor], Rows], Tensor | None] | None = None,
 ) -> Any:
     """What ``function`` makes of each image (C, *spatial) of a list and its boxes (K_b, ...), as one tensor.
 
@@ -65,6 +98,7 @@ def over_images(
         tail: how many dimensions one box has.
         along: of the leading shape of the result makes a tensor that begins with it. Its rows go to ``function`` as a
             third argument, with the boxes that they belong to.
+        at_once: makes the result (R, ...) of all images and boxes; or None, where it cannot serve.
 
     Returns:
         The tensor, or the tuple of them, with the leading dimensions of `diffcrop.crop`'s table.
@@ -72,24 +106,29 @@ def over_images(
     """
     tensors = _check_crop.image_list(parts(images), axes)
     rows = _rows(parts(boxes), batch_index, tensors, tail)
-    given = [tensors, rows.boxes]
+    made = None if at_once is None else at_once(tensors, rows)
+    if made is not None:
+        return _shaped(made, rows)
+    each, order = rows.each()
+    given = [tensors, each]
     if along is not None:
         beside = along(rows.leading).flatten(0, len(rows.leading) - 1)
-        beside = beside if rows.order is None else beside[rows.order]
-        given.append(beside.split([len(mine) for mine in rows.boxes]))
-    results = [function(*each) for each in zip(*given, strict=True)]
+        beside = beside if order is None else beside[order]
+        given.append(beside.split([len(mine) for mine in each]))
+    results = [function(*one) for one in zip(*given, strict=True)]
+
+    def joined(parts: Sequence[Tensor]) -> Tensor:
+        result = torch.cat(list(parts))
+        return _shaped(result if order is None else result[torch.argsort(order)], rows)
+
     with full_precision(tensors[0]):
         if isinstance(results[0], tuple):
-            made = [_joined(each, rows) for each in zip(*results, strict=True)]
+            made = [joined(each) for each in zip(*results, strict=True)]
             return type(results[0])(*made) if hasattr(results[0], "_fields") else tuple(made)
-        return _joined(results, rows)
+        return joined(results)
 
 
-def _joined(results: Sequence[Tensor], rows: Rows) -> Tensor:
-    """Results (K_b, ...) of the images as one tensor in the order of the boxes."""
-    result = torch.cat(list(results))
-    if rows.order is not None:
-        result = result[torch.argsort(rows.order)]
+def _shaped(result: Tensor, rows: Rows) -> Tensor:
     return result if len(rows.leading) == 1 else result.unflatten(0, rows.leading)
 
 
@@ -101,26 +140,20 @@ def _rows(boxes: Any, batch_index: Any, images: Sequence[Tensor], tail: int) -> 
             raise ValueError("batch_index says what a list of boxes says already; pass one of them")
         for i, mine in enumerate(boxes):
             _check_crop.same_device(images[0], mine, None, f"boxes[{i}]")
-        return Rows(boxes, (sum(t.shape[0] for t in boxes),), None)
+        return Rows(boxes, None, count, (sum(t.shape[0] for t in boxes),))
     if batch_index is not None:
         return _named(boxes, batch_index, images[0], count, tail)
     _check_crop.box_batch(boxes, count, tail)
     _check_crop.same_device(images[0], boxes, None)
-    if boxes.ndim == tail:
-        return Rows([boxes.unsqueeze(0)] * count, (count,), None)
-    if boxes.ndim == tail + 1:
-        return Rows(boxes.unsqueeze(1).unbind(), (count,), None)
-    return Rows(boxes.unbind(), tuple(boxes.shape[:2]), None)
+    shared = boxes.ndim == tail
+    return Rows(boxes, None, count, (count,) if shared else tuple(boxes.shape[:-tail]), shared)
 
 
 def _named(boxes: Tensor, batch_index: Any, image: Tensor, count: int, tail: int) -> Rows:
-    """Boxes that name their image, sorted by it. An index of no image makes a NaN box, for which any image will do."""
+    """Boxes that name their image. An index of no image makes a NaN box, for which any image will do."""
     index = plain(_check_crop.batch_index(batch_index, boxes, count, tail)).to(torch.int64)
     _check_crop.same_device(image, boxes, index)
     known = (index >= 0) & (index < count)
     known_boxes = known.reshape(-1, *[1] * (boxes.ndim - 1))
     boxes = torch.where(known_boxes, _boxes.promote(plain(boxes)), torch.nan)
-    index = torch.where(known, index, 0)
-    order = torch.argsort(index, stable=True)
-    counts = torch.bincount(index, minlength=count).tolist()
-    return Rows(boxes[order].split(counts), (index.shape[0],), order)
+    return Rows(boxes, torch.where(known, index, 0), count, (index.shape[0],))
