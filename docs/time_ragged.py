@@ -1,4 +1,4 @@
-"""The table of docs/ragged.md: lists of images of different sizes beside padding them and beside a loop.
+"""The tables of docs/ragged.md: lists of images of different sizes beside padding them and beside loops.
 
 python docs/time_ragged.py
 """
@@ -42,11 +42,26 @@ def ways(images, boxes, size):
             crops.append(grid_sample(image[None], grid, padding_mode="border", align_corners=False))
         return torch.cat(crops)
 
+    def calls():
+        return torch.cat([diffcrop.crop(i, b[None], size) for i, b in zip(images, boxes, strict=True)])
+
     return {
         "list": lambda: diffcrop.crop(images, boxes, size),
-        "the crops alone": lambda: [diffcrop.crop(i, b, size) for i, b in zip(images, boxes, strict=True)],
+        "a call for each": calls,
         "padding": padded,
         "recipe": recipe,
+    }
+
+
+def with_gradients(images, boxes, size):
+    """The crop and both of its gradients, of a list and by a call for each image."""
+    images, boxes = [i.clone().requires_grad_() for i in images], boxes.clone().requires_grad_()
+    cotangent = torch.ones(len(images), 3, size, size)
+    forward = ways(images, boxes, size)
+    inputs = [boxes, *images]
+    return {
+        f"{name}, gradients": lambda name=name: torch.autograd.grad(forward[name](), inputs, cotangent)
+        for name in ("list", "a call for each")
     }
 
 
@@ -61,14 +76,24 @@ def least(calls):
     return best
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    images, boxes = scene()
-    for size in (224, 32):
-        print(size, {name: round(ms, 1) for name, ms in least(ways(images, boxes, size)).items()})
+def small_scene():
+    """Images that are about as large as a call is long, and a batch of their mean size."""
     generator = torch.Generator().manual_seed(1)
     sides = torch.randint(40, 91, (64, 2), generator=generator).tolist()
-    small = [torch.rand(3, h, w, generator=generator) for h, w in sides]
-    box, batch = torch.tensor([3.0, 4.0, 35.0, 36.0]), torch.rand(64, 3, 65, 65, generator=generator)
-    found = least({"list": lambda: diffcrop.crop(small, box, 16), "batch": lambda: diffcrop.crop(batch, box, 16)})
-    print("small", {name: round(ms, 2) for name, ms in found.items()})
+    images = [torch.rand(3, h, w, generator=generator) for h, w in sides]
+    boxes = torch.tensor([3.0, 4.0, 35.0, 36.0]).expand(64, 4).contiguous()
+    return images, boxes, torch.rand(64, 3, 65, 65, generator=generator)
+
+
+if __name__ == "__main__":
+    images, boxes = scene()
+    small, near, batch = small_scene()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        print(f"{threads} threads")
+        for size in (224, 32):
+            calls = ways(images, boxes, size) | with_gradients(images, boxes, size)
+            print(size, {name: round(ms, 1) for name, ms in least(calls).items()})
+        calls = {name: call for name, call in ways(small, near, 16).items() if name in ("list", "a call for each")}
+        calls |= with_gradients(small, near, 16) | {"one batch": lambda: diffcrop.crop(batch, near, 16)}
+        print("small", {name: round(ms, 2) for name, ms in least(calls).items()})
