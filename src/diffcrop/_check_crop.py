@@ -81,8 +81,8 @@ def image(
         if n == 0:
             raise ValueError(f"{name} must have at least one pixel along every axis, got {_check.describe(value)}")
         if n >= below:
-            most = f"2**{below.bit_length() - 1}"
-            raise ValueError(f"{name} must have fewer than {most} pixels along every axis, got {_check.describe(value)}")
+            most = f"fewer than 2**{below.bit_length() - 1} pixels"
+            raise ValueError(f"{name} must have {most} along every axis, got {_check.describe(value)}")
     return value
 
 
