@@ -12,7 +12,7 @@ from torch.nn.functional import affine_grid, grid_sample
 
 import diffcrop
 
-ROUNDS = 7
+ROUNDS = 15
 
 
 def scene():
