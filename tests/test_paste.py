@@ -245,6 +245,17 @@ def test_a_side_too_short_to_divide_by_is_empty(impl):
         assert slope.eq(0).all()
 
 
+def test_beyond_1e100_a_box_counts_as_infinite(impl):
+    """Its gradient is NaN, also where the mask alone is looked at."""
+    patch = torch.ones(1, 2, 2, dtype=f64)
+    for far, without in ((9e99, False), (1.1e100, True), (1e200, True), (torch.inf, True), (torch.nan, True)):
+        box = torch.tensor([0.0, 0.0, far, 4.0], dtype=f64, requires_grad=True)
+        mask = paste(patch, box, (4, 4), return_mask=True, impl=impl).mask
+        assert mask.eq(0).all() == without
+        (slope,) = torch.autograd.grad(mask.sum(), box)
+        assert slope.isnan().all() == without
+
+
 def test_no_patches(impl):
     canvas = torch.rand(2, 3, 5, 7, requires_grad=True)
     patches, boxes = torch.zeros(2, 0, 3, 2, 2, requires_grad=True), torch.zeros(2, 0, 4, requires_grad=True)
@@ -366,6 +377,40 @@ def test_whole_numbers(impl, generator):
     assert paste(large, torch.tensor([0, 0, 1, 1]), 1, mode="nearest", impl=impl).item() == 2**53 + 1
 
 
+def test_the_dtype_that_is_there(impl, generator):
+    """Of patches, canvas and alpha the floating-point one; of whole numbers only two that agree are moved."""
+    whole = torch.randint(0, 200, (1, 2, 3), generator=generator, dtype=torch.uint8)
+    box = torch.tensor([1.0, 0.0, 4.0, 2.0])
+    for dtype in (torch.float64, torch.bfloat16):
+        canvas = rand(1, 4, 5, generator=generator).to(dtype)
+        for mode in ("bilinear", "nearest"):
+            found = paste(whole, box, canvas=canvas, mode=mode, impl=impl)
+            assert found.dtype == dtype
+            assert found.equal(paste(whole.to(dtype), box, canvas=canvas, mode=mode, impl=impl))
+    other = torch.randint(-999, 999, (1, 4, 5), generator=generator, dtype=torch.int16)
+    found = paste(whole, box, canvas=other, mode="nearest", impl=impl)
+    assert found.dtype == torch.float32
+    assert found.equal(paste(whole.float(), box, canvas=other.float(), mode="nearest", impl=impl))
+
+
+def test_third_derivatives(impl, generator):
+    """By the boxes, against differences of second ones."""
+    patches, boxes = rand(1, 1, 3, 3, generator=generator), torch.tensor([[0.31, -0.43, 2.94, 2.21]], dtype=f64)
+    weight, push = rand(1, 4, 4, generator=generator), rand(2, 1, 4, generator=generator) - 0.5
+
+    def second(box):
+        value = (paste(patches, box, (4, 4), mode="gaussian", sigma=1.0, impl=impl) * weight).sum()
+        for direction in push:
+            (slope,) = torch.autograd.grad(value, box, create_graph=True)
+            value = (slope * direction).sum()
+        return value
+
+    (third,) = torch.autograd.grad(second(box := boxes.clone().requires_grad_()), box)
+    moved = [second((boxes + sign * 1e-4 * push[0]).requires_grad_()).detach() for sign in (1, -1)]
+    assert third.ne(0).all()
+    torch.testing.assert_close((third * push[0]).sum(), (moved[0] - moved[1]) / 2e-4, rtol=1e-5, atol=1e-6)
+
+
 def test_layouts(impl, generator):
     """Any strides give the same numbers; channels_last canvases stay so."""
     patches, canvas = rand(2, 3, 4, 5, 6, generator=generator), rand(2, 4, 11, 13, generator=generator)
@@ -389,6 +434,13 @@ def test_layouts(impl, generator):
         for mine, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-13 * float(theirs.detach().abs().max()))
         assert found[0].is_contiguous(memory_format=torch.channels_last) == (c is last)
+    # It is the canvas that says so, where there is one.
+    several = turned[:, 0].contiguous(memory_format=torch.channels_last)
+    for c in (canvas, last):
+        found = paste(several, boxes[:, 0], canvas=c, impl=impl)
+        assert found.is_contiguous(memory_format=torch.channels_last) == (c is last)
+    made = paste(several, boxes[:, 0], (11, 13), batch_size=2, impl=impl)
+    assert made.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_threads_change_no_bit(generator):

@@ -67,6 +67,8 @@ def paste(
     tensors = (patches, boxes, canvas) if index is None else (patches, boxes, canvas, index)
     blend = _each if is_concrete(*tensors) else _all
     result, mask = blend(patches, sound, canvas, mask, rules, options)
+    if mask is not None:
+        mask = mask + _tie(sound.nothing, patches, mask)
     return result + _tie(sound.nothing, patches, result), mask
 
 
