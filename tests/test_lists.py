@@ -13,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+import diffcrop
 from diffcrop import _ops_list, crop
 from diffcrop._options import Options
 from plain import needs_kernels
@@ -589,6 +590,13 @@ def test_errors_are_those_of_the_loop(wrong, monkeypatch, generator):
             crop(images, boxes, **({"size": 4} | wrong))
         said.append((error.type, str(error.value)))
     assert said[0] == said[1]
+
+
+def test_kernels_that_are_not_there_are_asked_for_in_vain(monkeypatch, generator):
+    there = diffcrop._ops.implementations()
+    monkeypatch.setattr(diffcrop._ops, "implementations", lambda: there | {"cpu": "it was never built"})
+    with pytest.raises(ValueError, match="impl='cpu' is not available: it was never built"):
+        crop(pictures(generator, SIZES), torch.rand(5, 4, dtype=f64), 4, impl="cpu")
 
 
 # --- cost -------------------------------------------------------------------------------------------------------------
