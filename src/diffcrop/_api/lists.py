@@ -31,7 +31,11 @@ def crops(
     """The crops (R, C, h, w) of checked images (C, H_b, W_b) and boxes, or None. The other arguments as for `crop`."""
     axes = images[0].ndim - 1
     given = rows.boxes if isinstance(rows.boxes, (list, tuple)) else [rows.boxes]
-    if axes != 2 or not _ops_list.serves(_ops.choose(impl, images[0], axes), images, given):
+    if axes != 2:
+        return None
+    if impl is not None:
+        _check_crop.impl(impl, images[0], axes, _ops.implementations(), _ops.interpreted())
+    if not _ops_list.serves(_ops.choose(impl, images[0], axes), images, given):
         return None
     size = _check.size(size, axes)
     _check.box_format(box_format)
@@ -46,8 +50,6 @@ def crops(
         channels=images[0].shape[0],
         dtype=images[0].dtype,
     )
-    if impl is not None:
-        _check_crop.impl(impl, images[0], axes, _ops.implementations(), _ops.interpreted())
     with full_precision(images[0]):
         boxes, index = rows.flat()
         shape: tuple[Any, ...] = ()
