@@ -44,8 +44,9 @@ void separate(G* const* rows, const A* __restrict from, int64_t step, int64_t co
 template <int group, class G, class A>
 class Cotangent {
  public:
+  // The last `abreast` lines asked for stay where they are.
   Cotangent(const WarpPlan& plan, const View<const G>& grad, int64_t height, int64_t width, int64_t c, int64_t c_end,
-            Scratch<A>& scratch)
+            Scratch<A>& scratch, int64_t abreast = 1)
       : x_(plan.x),
         y_(plan.y),
         grad_(grad),
@@ -55,15 +56,15 @@ class Cotangent {
         c_end_(c_end),
         stride_(padded(plan.x.count(width))),
         size_((group == 1 ? c_end - c : group) * stride_),
-        overlap_(plan.y.overlap()) {
+        kept_(std::max(plan.y.overlap(), abreast)) {
     if (lies_ready()) {
       stride_ = grad.channel + grad.more;
       return;
     }
-    lines_ = scratch.take(overlap_ * size_);
-    std::fill_n(lines_, overlap_ * size_, A(0));
-    held_ = reinterpret_cast<int64_t*>(scratch.take(overlap_ * static_cast<int64_t>(sizeof(int64_t) / sizeof(A))));
-    std::fill_n(held_, overlap_, int64_t{-1});
+    lines_ = scratch.take(kept_ * size_);
+    std::fill_n(lines_, kept_ * size_, A(0));
+    held_ = reinterpret_cast<int64_t*>(scratch.take(kept_ * static_cast<int64_t>(sizeof(int64_t) / sizeof(A))));
+    std::fill_n(held_, kept_, int64_t{-1});
     const int64_t shared = x_.overlap();
     A* const across = scratch.take(shared * x_.m);
     for (int64_t t = 0; t < shared * x_.m; ++t) across[t] = t < x_.length() ? static_cast<A>(x_.weight[t]) : A(0);
@@ -98,9 +99,9 @@ class Cotangent {
 
   // The cotangents of row i of the outputs, spread along the row.
   const A* output(int64_t i) {
-    A* const line = lines_ + i % overlap_ * size_;
-    if (held_[i % overlap_] == i) return line;
-    held_[i % overlap_] = i;
+    A* const line = lines_ + i % kept_ * size_;
+    if (held_[i % kept_] == i) return line;
+    held_[i % kept_] = i;
     for (int64_t n = c_; n < c_end_; n += group) {
       const G* rows[group];
       // What stands for channels that are not there is not looked at.
@@ -116,12 +117,13 @@ class Cotangent {
   // The same where nothing is spread: only those that are asked for.
   const A* plain(int64_t i, int64_t from, int64_t to) {
     from = group == 1 ? 0 : from, to = group == 1 ? width_ : std::min(to, width_);
+    A* const line = lines_ + i % kept_ * size_;
     for (int64_t n = c_; n < c_end_; n += group) {
       const G* rows[group];
       for (int64_t k = 0; k < group; ++k) rows[k] = grad_.at(std::min(n + k, c_end_ - 1), i) + from * grad_.column;
-      interleave<group>(lines_ + (n - c_) * stride_ + from * group, rows, grad_.column, to - from, grad_.row);
+      interleave<group>(line + (n - c_) * stride_ + from * group, rows, grad_.column, to - from, grad_.row);
     }
-    return lines_;
+    return line;
   }
 
   // Sample j m + r has the parts across[r + q m] of outputs j - q; zeros stand for those before the first and behind
@@ -141,7 +143,7 @@ class Cotangent {
 
   const Reduction &x_, &y_;
   const View<const G> grad_;
-  int64_t height_, width_, c_, c_end_, stride_, size_, overlap_;
+  int64_t height_, width_, c_, c_end_, stride_, size_, kept_;
   A *lines_ = nullptr, *sum_ = nullptr, *outputs_ = nullptr;
   const A* across_;
   int64_t* held_;

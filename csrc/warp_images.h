@@ -2,14 +2,26 @@
 
 namespace diffcrop::DIFFCROP_LEVEL {
 
-// Some rows of the gradient of some channels while boxes add to it: all channels of a pixel lie side by side, `group`
-// of them.
+// Some rows and columns of the gradient of some channels while boxes add to it: all channels of a pixel lie side by
+// side, `group` of them.
 template <class A>
 struct Tile {
   A* data;
-  int64_t begin, end, width, group;
-  A* at(int64_t row, int64_t column) const { return data + ((row - begin) * width + column) * group; }
+  int64_t begin, end, left;
+  int64_t row;  // pixels from one to the next
+  int64_t group;
+  // How many pixels the first one lies behind that of row 0 and column 0, if the tile went on to there.
+  int64_t offset() const { return begin * row + left; }
+  A* at(int64_t i, int64_t column) const { return data + (i * row + column - offset()) * group; }
 };
+
+// Pixels to a row of a tile that is `width` wide: an odd number of lines of the cache, so that pixels above each other
+// have different places in it. With powers of two a box that is turned by 90 degrees took ten times as long.
+template <class A>
+int64_t row_of_tile(int64_t width, int64_t group) {
+  const int64_t each = std::max<int64_t>(64 / (group * static_cast<int64_t>(sizeof(A))), 1);
+  return ((width + each - 1) / each | 1) * each;
+}
 
 // Numbers [first, last) of a line.
 struct Stretch {
@@ -87,20 +99,20 @@ struct alignas(64) Shares {
 
 template <class A>
 DIFFCROP_INLINE void find_shares(Shares<A>& shares, const Tile<A>& tile, const Corners<A>& corners) {
+  const auto offset = static_cast<int32_t>(tile.offset());
   for (int64_t l = 0; l < kSpots; ++l) {
     const A x = corners.x[l], y = corners.y[l];
     shares.weight[0][l] = (1 - y) * (1 - x), shares.weight[1][l] = (1 - y) * x;
     shares.weight[2][l] = y * (1 - x), shares.weight[3][l] = y * x;
     shares.row[l] = corners.row[l];
-    shares.place[l] =
-        (corners.row[l] - static_cast<int32_t>(tile.begin)) * static_cast<int32_t>(tile.width) + corners.column[l];
+    shares.place[l] = corners.row[l] * static_cast<int32_t>(tile.row) + corners.column[l] - offset;
   }
 }
 
 // Adds the first `lanes` of them; with `whole` all their pixels lie in the tile.
 template <int group, bool whole, class A>
 void scatter_inside(const Tile<A>& tile, const Shares<A>& shares, const A* g, int64_t lanes) {
-  const int64_t down = tile.width * group;
+  const int64_t down = tile.row * group;
   for (int64_t i = 0; i < kSpots; ++i) {
     const int64_t l = i * kTurn % kSpots;
     if (l >= lanes) continue;
@@ -150,23 +162,59 @@ void scatter_anywhere(const Tile<A>& tile, const WarpPlan& plan, const Spots& sp
   }
 }
 
-// Whether the samples of a box can read rows [begin, end) at all, told by its corners.
-inline bool may_touch(const WarpPlan& plan, const Surface& surface, int64_t height, int64_t width, int64_t begin,
-                      int64_t end) {
-  if (surface.scattered()) return true;
-  double top = kInfinity, bottom = -kInfinity;
+// Columns [left, right), none where left is not below right.
+struct Columns {
+  int64_t left, right;
+  bool some() const { return left < right; }
+};
+
+// Columns of the image to which the samples of a box can add in rows [begin, end): those between the outermost points
+// of the quadrilateral of all samples there, with a margin for rounding.
+inline Columns columns_of(const WarpPlan& plan, const Surface& surface, int64_t height, int64_t width, int64_t begin,
+                          int64_t end) {
+  const Columns all{0, surface.width};
+  if (surface.scattered() || (surface.align_corners && surface.width == 1)) return all;
+  const double us[2] = {plan.x.place(0), plan.x.place(plan.x.count(width) - 1)};
+  const double vs[2] = {plan.y.place(0), plan.y.place(plan.y.count(height) - 1)};
+  double x[4], y[4];
   for (int corner = 0; corner < 4; ++corner) {
-    const double u = corner % 2 == 0 ? plan.x.place(0) : plan.x.place(plan.x.count(width) - 1);
-    const double v = corner < 2 ? plan.y.place(0) : plan.y.place(plan.y.count(height) - 1);
-    const double z = plan.m[6] * u + plan.m[7] * v + plan.m[8];
-    if (z <= 0) return true;
-    const double y = (plan.m[3] * u + plan.m[4] * v + plan.m[5]) / z;
-    top = std::min(top, y), bottom = std::max(bottom, y);
+    const double u = us[corner == 1 || corner == 2], v = vs[corner >= 2];
+    double sum[3], size[3];
+    for (int i = 0; i < 3; ++i) {
+      const double parts[3] = {plan.m[3 * i] * u, plan.m[3 * i + 1] * v, plan.m[3 * i + 2]};
+      sum[i] = parts[0] + parts[1] + parts[2];
+      size[i] = std::abs(parts[0]) + std::abs(parts[1]) + std::abs(parts[2]);
+    }
+    // Near the horizon and far out rounding may be more than the margin. Not so below: 1e-16 * 1e9 * 1e4 pixels.
+    if (!(size[2] < 1e4 * sum[2] && std::max(size[0], size[1]) < 1e9 * sum[2])) return all;
+    x[corner] = sum[0] / sum[2], y[corner] = sum[1] / sum[2];
   }
-  const double margin = surface.taps / 2 + 1 + 1e-9 * (std::abs(top) + std::abs(bottom));
+  const double margin = static_cast<double>(surface.taps) / 2 + 1.5;
   const bool border = surface.padding == Padding::border;
-  return (bottom + margin >= static_cast<double>(begin) || (border && begin == 0)) &&
-         (top - margin <= static_cast<double>(end) || (border && end == surface.height));
+  const double top = border && begin == 0 ? -kInfinity : static_cast<double>(begin) - margin;
+  const double bottom = border && end == surface.height ? kInfinity : static_cast<double>(end) + margin;
+  double least = kInfinity, most = -kInfinity;
+  for (int corner = 0; corner < 4; ++corner) {
+    const int next = (corner + 1) % 4;
+    const double side = x[next] - x[corner], rise = y[next] - y[corner];
+    // From share `from` to share `to` the side lies between top and bottom.
+    double from = 0, to = 1;
+    if (rise == 0) {
+      if (y[corner] < top || y[corner] > bottom) continue;
+    } else {
+      const double a = (top - y[corner]) / rise, b = (bottom - y[corner]) / rise;
+      from = std::max(from, std::min(a, b)), to = std::min(to, std::max(a, b));
+      if (!(from <= to)) continue;
+    }
+    least = std::min({least, x[corner] + from * side, x[corner] + to * side});
+    most = std::max({most, x[corner] + from * side, x[corner] + to * side});
+  }
+  const auto last = static_cast<double>(surface.width - 1);
+  double left = std::floor(least - margin), right = std::ceil(most + margin);
+  // What padding puts beside the image belongs to the columns at its edge.
+  if (border) left = std::min(left, last), right = std::max(right, 1.0);
+  if (!(least <= most) || left > last || right < 1) return {0, 0};
+  return {static_cast<int64_t>(std::max(left, 0.0)), static_cast<int64_t>(std::min(right, last + 1))};
 }
 
 #if DIFFCROP_LOOKUPS
@@ -179,7 +227,7 @@ DIFFCROP_INLINE Touch touch_of_lanes(int64_t begin, int64_t end, const Between& 
   return _mm512_cmplt_epu32_mask(inner, _mm512_set1_epi32(rows - 1)) == 0xffff ? Touch::all : Touch::some;
 }
 
-// `between.place` as if the tile were the whole image.
+// `between.place` as if the tile's rows began with row and column 0.
 DIFFCROP_INLINE void find_shares_lanes(Shares<float>& shares, const Tile<float>& tile, const Between& between) {
   const __m512 x = between.x, y = between.y, one = _mm512_set1_ps(1);
   const __m512 left = _mm512_sub_ps(one, x), above = _mm512_sub_ps(one, y);
@@ -187,8 +235,8 @@ DIFFCROP_INLINE void find_shares_lanes(Shares<float>& shares, const Tile<float>&
   _mm512_store_ps(shares.weight[1], _mm512_mul_ps(above, x));
   _mm512_store_ps(shares.weight[2], _mm512_mul_ps(y, left));
   _mm512_store_ps(shares.weight[3], _mm512_mul_ps(y, x));
-  const __m512i begin = _mm512_set1_epi32(static_cast<int>(tile.begin * tile.width));
-  _mm512_store_si512(shares.place, _mm512_sub_epi32(_mm512_load_si512(between.place), begin));
+  const __m512i offset = _mm512_set1_epi32(static_cast<int>(tile.offset()));
+  _mm512_store_si512(shares.place, _mm512_sub_epi32(_mm512_load_si512(between.place), offset));
   _mm512_store_si512(shares.row, between.row);
 }
 #endif
@@ -198,7 +246,7 @@ template <int group, class A>
 class Scatterer {
  public:
   Scatterer(const Tile<A>& tile, const WarpPlan& plan, const Surface& surface)
-      : tile_(tile), plan_(plan), surface_(surface), few_(surface.width * surface.height < INT32_MAX) {}
+      : tile_(tile), plan_(plan), surface_(surface), few_((surface.width + 64) * surface.height < INT32_MAX) {}
 
   DIFFCROP_INLINE void add(const Line& line, const double* u, const A* g, int64_t lanes) {
     Touch touch = Touch::some;
@@ -221,8 +269,8 @@ class Scatterer {
   DIFFCROP_INLINE bool find_fours(const Line& line, const double* u, Touch& touch) {
 #if DIFFCROP_LOOKUPS
     if constexpr (std::is_same_v<A, float>) {
-      const bool found = plan_.affine ? find_between<true, false>(between_, spots_, line, u, surface_, tile_.width, 1)
-                                      : find_between<false, false>(between_, spots_, line, u, surface_, tile_.width, 1);
+      const bool found = plan_.affine ? find_between<true, false>(between_, spots_, line, u, surface_, tile_.row, 1)
+                                      : find_between<false, false>(between_, spots_, line, u, surface_, tile_.row, 1);
       if (found && (touch = touch_of_lanes(tile_.begin, tile_.end, between_)) != Touch::none)
         find_shares_lanes(shares_, tile_, between_);
       return found;
@@ -283,33 +331,59 @@ void add_box(const Tile<A>& tile, const WarpPart<G>& part, const Surface& surfac
   }
 }
 
+// Sets columns [first, last) of `channels` rows to 0. With `pixels` the channels of a column lie side by side.
+template <class G>
+void clear(G* const* rows, int64_t channels, int64_t step, bool pixels, int64_t first, int64_t last) {
+  const int64_t together = pixels ? channels : 1;
+  for (int64_t n = 0; n < channels; n += together) {
+    if (step == together)
+      std::fill(rows[n] + first * step, rows[n] + last * step, G{});
+    else
+      for (int64_t j = first; j < last; ++j) std::fill_n(rows[n] + j * step, together, G{});
+  }
+}
+
 template <int group, class G, class A>
 void group_rows(std::span<const WarpPart<G>> parts, const Surface& surface, const View<G>& out, int64_t c,
                 int64_t c_end, int64_t begin, int64_t end, Scratch<A>& scratch) {
-  const int64_t size = (end - begin) * surface.width * group;
-  const Tile<A> tile{scratch.take(size), begin, end, surface.width, group};
+  Columns columns{surface.width, 0};
+  const auto touching = [&](const WarpPart<G>& part) {
+    const Columns some = columns_of(*part.plan, surface, part.height, part.width, begin, end);
+    if (some.some()) columns = {std::min(columns.left, some.left), std::max(columns.right, some.right)};
+    return some.some();
+  };
+  for (const auto& part : parts) touching(part);
+  if (!columns.some()) columns = {0, 0};
+  // Whole registers of the result, whose rows mostly begin at one.
+  columns = {columns.left / kSpots * kSpots, std::min(padded(columns.right), surface.width)};
+  const int64_t width = columns.right - columns.left, length = row_of_tile<A>(width, group);
+  const int64_t size = (end - begin) * length * group;
+  const Tile<A> tile{scratch.take(size), begin, end, columns.left, length, group};
   std::fill_n(tile.data, size, A(0));
   for (const auto& part : parts) {
-    if (!may_touch(*part.plan, surface, part.height, part.width, begin, end)) continue;
+    if (!touching(part)) continue;
     const auto mark = scratch.mark();
     add_box<group>(tile, part, surface, c, c_end, scratch);
     scratch.release(mark);
   }
-  if (out.channel == 1 && out.more == 0) {
-    for (int64_t row = begin; row < end; ++row) {
-      G* to = out.at(c, row);
-      const A* from = tile.at(row, 0);
-      for (int64_t j = 0; j < surface.width; ++j, to += out.column, from += group)
-        for (int64_t n = 0; n < c_end - c; ++n) to[n] = store<G>(from[n]);
-    }
-    return;
-  }
+  const bool pixels = out.channel == 1 && out.more == 0;
   // Channels that are not there go to a row that nobody reads.
-  auto* const nowhere = reinterpret_cast<G*>(scratch.take(surface.width * std::max<int64_t>(out.column, 1)));
+  auto* const nowhere = pixels ? nullptr : reinterpret_cast<G*>(scratch.take(width * std::max<int64_t>(out.column, 1)));
   for (int64_t row = begin; row < end; ++row) {
+    // From left to right: pieces written in another order take twice as long.
     G* rows[group];
     for (int64_t n = 0; n < group; ++n) rows[n] = c + n < c_end ? out.at(c + n, row) : nowhere;
-    separate<group>(rows, tile.at(row, 0), out.column, surface.width);
+    clear(rows, c_end - c, out.column, pixels, 0, columns.left);
+    const A* from = tile.at(row, columns.left);
+    for (int64_t n = 0; n < group; ++n)
+      if (c + n < c_end) rows[n] += columns.left * out.column;
+    if (pixels) {
+      for (int64_t j = 0; j < width; ++j, from += group)
+        for (int64_t n = 0; n < c_end - c; ++n) rows[0][j * out.column + n] = store<G>(from[n]);
+    } else {
+      separate<group>(rows, from, out.column, width);
+    }
+    clear(rows, c_end - c, out.column, pixels, width, surface.width - columns.left);
   }
 }
 

@@ -78,6 +78,36 @@ void add_narrow(MatrixSums& total, Sampler<T, A>& sampler, const WarpPlan& plan,
   }
 }
 
+// Of rows [begin, end) of a crop that is not reduced, kAbreast of them at a time and in these sixteen columns: the sums
+// are the same.
+template <class T, class A>
+void add_abreast(MatrixSums& total, Sampler<T, A>& sampler, const WarpPlan& plan, const View<const ResultOf<T>>& grad,
+                 int64_t height, int64_t width, int64_t c, int64_t c_end, int64_t begin, int64_t end,
+                 Scratch<A>& scratch) {
+  const double* const u = places(plan.x, width, scratch);
+  Cotangent<1, ResultOf<T>, A> cotangent(plan, grad, height, width, c, c_end, scratch, kAbreast);
+  const int64_t stride = cotangent.stride(), size = cotangent.size();
+  Abreast<A> rows;
+  for (int64_t top = begin; top < end; top += kAbreast) {
+    const int64_t count = std::min(kAbreast, end - top);
+    const A *g[kAbreast], *some[kAbreast];
+    LineSums sums[kAbreast];
+    for (int64_t i = 0; i < count; ++i) g[i] = cotangent.line(top + i, 0, size);
+    for (int64_t j = 0; j < width; j += kSpots) {
+      for (int64_t i = 0; i < count; ++i) some[i] = g[i] + j;
+      if (sampler.slopes_of_rows(rows, some, stride, top, top + count, u + j, c, c_end)) {
+        for (int64_t i = 0; i < count; ++i)
+          add_samples(sums[i], rows.spots[i], plan.affine, rows.by_x[i], rows.by_y[i], u + j);
+      } else {
+        for (int64_t i = 0; i < count; ++i)
+          add_spots(sums[i], sampler, Line(plan, plan.y.place(top + i)), plan.affine, u + j, some[i], stride, c, c_end,
+                    std::min(width - j, kSpots));
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) total.add(sums[i], plan.y.place(top + i));
+  }
+}
+
 // Adds to `result` the derivative by the matrix of all samples of outputs [begin, end) that lie in no later output, and
 // of the last output all.
 template <class T>
@@ -88,8 +118,13 @@ void matrix_rows(const WarpPlan& plan, const Surface& surface, const View<const 
   scratch.clear();
   Sampler<T, A> sampler(plan, surface, image, fill);
   MatrixSums total;
-  if (plan.x.length() == 1 && plan.y.length() == 1 && is_narrow(width)) {
+  const bool reduced = plan.x.length() > 1 || plan.y.length() > 1;
+  if (!reduced && is_narrow(width)) {
     add_narrow(total, sampler, plan, grad, width, c, c_end, begin, end, scratch);
+    return total.add_to(result, plan.sign);
+  }
+  if (!reduced && sampler.is_crowded(c_end - c)) {
+    add_abreast(total, sampler, plan, grad, height, width, c, c_end, begin, end, scratch);
     return total.add_to(result, plan.sign);
   }
   const int64_t count = plan.x.count(width);

@@ -153,8 +153,17 @@ Layout layout_of(const View<const T>& image, const Surface& surface) {
 
 // Rows of a crop that are sampled together, sixteen columns of each: they read the same lines of the cache.
 constexpr int64_t kAbreast = 8;
-// Pages of memory that a processor finds at once.
-constexpr double kPages = 64, kPage = 4096;
+// Bytes after which lines take the same place of the nearest cache, which are a page as well, and how many more lines
+// than it has room for there, or pages than a processor finds at once, it takes until channels are better read singly.
+constexpr int64_t kPage = 4096, kPages = 64, kSame = 31;
+
+// The derivatives of sixteen samples of each of some rows by both positions, times their cotangents, and those
+// positions.
+template <class A>
+struct alignas(64) Abreast {
+  A by_x[kAbreast][kSpots], by_y[kAbreast][kSpots];
+  Spots spots[kAbreast];
+};
 
 // What it takes to read sixteen samples of one box, and where the last ones were found.
 template <class T, class A>
@@ -203,34 +212,65 @@ class Sampler {
     return false;
   }
 
-  // Sixteen samples of each of the rows [begin, end), at most kAbreast, one channel of all after the other; false if
-  // that is not how they are read. `out`: the first of them in the crop.
+  // Whether the lines that kAbreast rows of sixteen samples read in so many channels drive each other from the nearest
+  // cache, as pixels above each other do in images of powers of two, or lie on too many pages. Otherwise all channels
+  // of a row at once are better: more of what comes from afar is on its way at a time.
+  bool is_crowded(int64_t channels) const {
+    const double z = plan_.m[8] > 0 ? plan_.m[8] : 1;
+    const double rows = (std::abs(plan_.m[3]) * kSpots + std::abs(plan_.m[4]) * kAbreast) / z + 2;
+    const auto bytes = image_.row * static_cast<int64_t>(sizeof(T));
+    const double lines = static_cast<double>(channels) * rows / kPage;
+    return lines * static_cast<double>(std::gcd(bytes, kPage)) > kSame ||
+           lines * static_cast<double>(std::min(bytes, kPage)) > kPages;
+  }
+
+  // Sixteen samples of each of the rows [begin, end), at most kAbreast, one channel of all rows after the other; false
+  // if that is not how they are read. `out`: the first of them in the crop.
   template <class O>
   bool read_rows([[maybe_unused]] const View<O>& out, [[maybe_unused]] int64_t begin, [[maybe_unused]] int64_t end,
                  [[maybe_unused]] const double* u, [[maybe_unused]] int64_t c, [[maybe_unused]] int64_t c_end) {
 #if DIFFCROP_LOOKUPS
-    if constexpr (std::is_same_v<A, float> && std::is_same_v<O, float>) {
+    if constexpr (std::is_same_v<A, float>) {
       Between found[kAbreast];
-      for (int64_t i = begin; i < end; ++i) {
-        find<false>(Line(plan_, plan_.y.place(i)), u);
-        if (found_ != Found::between || layout_ != Layout::planes) return false;
-        found[i - begin] = between_;
-      }
+      for (int64_t i = begin; i < end; ++i)
+        if (!is_between<false>(found[i - begin], spots_, Line(plan_, plan_.y.place(i)), u)) return false;
       for (int64_t n = c; n < c_end; ++n)
-        for (int64_t i = begin; i < end; ++i)
-          _mm512_storeu_ps(out.at(n, i), read_between(image_.at(n, 0), image_.row, found[i - begin]));
+        for (int64_t i = begin; i < end; ++i) {
+          const __m512 value = read_between(image_.at(n, 0), image_.row, found[i - begin]);
+          if constexpr (std::is_same_v<O, float>) {
+            _mm512_storeu_ps(out.at(n, i), value);
+          } else {
+            alignas(64) A values[kSpots];
+            _mm512_store_ps(values, value);
+            O* const to = out.at(n, i);
+            for (int64_t l = 0; l < kSpots; ++l) to[l] = store<O>(values[l]);
+          }
+        }
       return true;
     }
 #endif
     return false;
   }
 
-  // Whether kAbreast rows of sixteen samples of so many channels lie on too many pages to be read channel by channel
-  // within a row.
-  bool is_scattered(int64_t channels) const {
-    const double rows = std::abs(plan_.m[3]) * kSpots + std::abs(plan_.m[4]) * kAbreast + 2;
-    const double bytes = static_cast<double>(image_.row * static_cast<int64_t>(sizeof(T)));
-    return static_cast<double>(channels) * rows * std::min(bytes / kPage, 1.0) > kPages;
+  // The derivatives of the same, g[i - begin] having the cotangents of row i, of each channel `stride` after those of
+  // the last.
+  bool slopes_of_rows([[maybe_unused]] Abreast<A>& rows, [[maybe_unused]] const A* const* g,
+                      [[maybe_unused]] int64_t stride, [[maybe_unused]] int64_t begin, [[maybe_unused]] int64_t end,
+                      [[maybe_unused]] const double* u, [[maybe_unused]] int64_t c, [[maybe_unused]] int64_t c_end) {
+#if DIFFCROP_LOOKUPS
+    if constexpr (std::is_same_v<A, float>) {
+      Between found[kAbreast];
+      for (int64_t i = 0; i < end - begin; ++i)
+        if (!is_between<true>(found[i], rows.spots[i], Line(plan_, plan_.y.place(begin + i)), u)) return false;
+      for (int64_t i = 0; i < end - begin; ++i)
+        for (int64_t l = 0; l < kSpots; ++l) rows.by_x[i][l] = rows.by_y[i][l] = 0;
+      for (int64_t n = c; n < c_end; ++n)
+        for (int64_t i = 0; i < end - begin; ++i)
+          add_slopes_between(rows.by_x[i], rows.by_y[i], g[i] + (n - c) * stride, stride, image_, n, n + 1, found[i]);
+      return true;
+    }
+#endif
+    return false;
   }
 
   // by_x and by_y += the derivatives of the values by both positions, times g, whose channels are `stride` apart. Only
@@ -251,6 +291,14 @@ class Sampler {
 
  private:
 #if DIFFCROP_LOOKUPS
+  // Whether sixteen samples lie between pixels of planes, and where.
+  template <bool slopes>
+  DIFFCROP_INLINE bool is_between(Between& between, Spots& spots, const Line& line, const double* u) const {
+    if (layout_ != Layout::planes || surface_.taps != 2) return false;
+    if (plan_.affine) return find_between<true, slopes>(between, spots, line, u, surface_, image_.row, 1);
+    return find_between<false, slopes>(between, spots, line, u, surface_, image_.row, 1);
+  }
+
   void turn_pixels(float* to, int64_t stride, int64_t c, int64_t c_end) const {
     alignas(64) float values[kSpots * kShared];
     read_pixels(values, kShared, image_.at(c, 0), image_, first_lanes(c_end - c), between_, kSpots);

@@ -84,10 +84,12 @@ void warp_rows(const WarpPlan& plan, const Surface& surface, const View<const T>
   if (plan.x.length() == 1 && y.length() == 1) {
     if (is_narrow(width)) return warp_narrow(sampler, plan, out, width, c, c_end, begin, end, scratch);
     const double* const u = places(plan.x, width, scratch);
-    const bool by_channel = out.column == 1 && sampler.is_scattered(c_end - c);
-    for (int64_t top = begin; top < end; top += kAbreast)
+    const bool by_channel = out.column == 1 && sampler.is_crowded(c_end - c);
+    // Otherwise a few rows: those of many would ask for too little at a time.
+    const int64_t step = by_channel ? kAbreast : 2;
+    for (int64_t top = begin; top < end; top += step)
       for (int64_t j = 0; j < width; j += kSpots) {
-        const int64_t stop = std::min(top + kAbreast, end), lanes = std::min(kSpots, width - j);
+        const int64_t stop = std::min(top + step, end), lanes = std::min(kSpots, width - j);
         const View<ResultOf<T>> part{out.data + j * out.column, out.channel, out.row, out.column, out.more};
         if (by_channel && lanes == kSpots && sampler.read_rows(part, top, stop, u + j, c, c_end)) continue;
         for (int64_t i = top; i < stop; ++i) {

@@ -52,6 +52,18 @@ def generator(request):
     return torch.Generator().manual_seed(zlib.crc32(request.node.nodeid.encode()))
 
 
+@pytest.fixture
+def poisoned_outputs():
+    """Fresh tensors hold NaN, so that an element that is never written shows."""
+    filling = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = filling
+
+
 @pytest.fixture(scope="session", params=["chelsea", "rocket"])
 def photo(request):
     """(3, H, W) float32 in [0, 255]: values that are exact in every format."""

@@ -419,18 +419,6 @@ def guarded(tensor):
     return buffer[slices]
 
 
-@pytest.fixture
-def poisoned_outputs():
-    """Fresh tensors hold NaN, so that an element that is never written shows."""
-    filling = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = filling
-
-
 @pytest.mark.usefixtures("poisoned_outputs")
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("mode", "padding_mode"), list(itertools.product(MODES, PADDINGS)))
