@@ -32,7 +32,7 @@ struct Stretch {
 // 1 + reach), which are two linear inequalities in u. With a margin for rounding.
 inline Stretch stretch_of(const WarpPlan& plan, const Surface& surface, const double* u, int64_t count, double v,
                           int64_t begin, int64_t end) {
-  const double reach = surface.taps / 2;
+  const double reach = static_cast<double>(surface.taps) / 2;
   double least = u[0], most = u[count - 1];
   for (int side = 0; side < 2; ++side) {
     // What padding puts outside of the image belongs to the rows at its edge.
@@ -307,6 +307,17 @@ class Scatterer {
   Neighbours<A> near_;
 };
 
+// Adds outputs [stretch.first, stretch.last) of a line to the pixels that `nearest` reads.
+template <int group, class A>
+void add_nearest(const Tile<A>& tile, const WarpPlan& plan, const Surface& surface, const Stretch& stretch,
+                 const double* u, double v, const A* g) {
+  for (int64_t j = stretch.first; j < stretch.last; ++j) {
+    const auto [row, column] = nearest_pixel(plan, surface, u[j], v);
+    if (row >= tile.begin && row < tile.end && column >= 0)
+      Pixel<group, A>(g + j * group).add_to(tile.at(row, column), 1);
+  }
+}
+
 template <int group, class G, class A>
 void add_box(const Tile<A>& tile, const WarpPart<G>& part, const Surface& surface, int64_t c, int64_t c_end,
              Scratch<A>& scratch) {
@@ -326,6 +337,10 @@ void add_box(const Tile<A>& tile, const WarpPart<G>& part, const Surface& surfac
     const Line line(plan, v);
     const int64_t first = stretch.first / kSpots * kSpots;
     const A* const g = cotangent.line(k, first * group, std::min(padded(stretch.last) * group, size));
+    if (surface.mode == Mode::nearest) {
+      add_nearest<group>(tile, plan, surface, stretch, u, v, g);
+      continue;
+    }
     for (int64_t j = first; j < stretch.last; j += kSpots)
       scatterer.add(line, u + j, g + j * group, std::min(count - j, kSpots));
   }

@@ -69,6 +69,29 @@ def test_columns_of_other_boxes_change_no_bit(channels, layout, generator):
         assert torch.equal(alone, beside)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection", "circular", "constant"])
+@pytest.mark.parametrize(("implementation", "channels"), [("cpu", 1), ("cpu", 3), ("cpu", 17), ("reference", 2)])
+def test_nearest_gives_back_to_the_pixels_that_it_reads(
+    implementation, channels, padding_mode, align_corners, layout, generator
+):
+    matrices, index = boxes()[:-1], torch.arange(8) % 2
+    opts = WarpOptions("nearest", True, padding_mode, (0.0,), align_corners)
+    # The pixels by their numbers, which are exact: those that are read, and 0 for the fill.
+    numbers = torch.arange(1.0, 1 + SHAPE[0] * SHAPE[1], dtype=torch.float64).view(1, 1, *SHAPE).expand(2, 1, *SHAPE)
+    read = _ops_warp.sampled(numbers, matrices, index, None, SIZE, opts, "cpu")
+    for dtype, near in ((torch.float64, 1e-12), (torch.float32, 1e-4), (torch.bfloat16, 0.02)):
+        cotangents = torch.randn(8, channels, *SIZE, generator=generator).to(dtype)
+        expected = torch.zeros(2, channels, 1 + SHAPE[0] * SHAPE[1], dtype=torch.float64)
+        for k in range(8):
+            places = read[k].long().flatten().expand(channels, -1)
+            expected[k % 2].scatter_add_(1, places, cotangents[k].double().flatten(1))
+        found = gradient(cotangents, matrices, index, opts, implementation, layout)
+        expected = expected[..., 1:].view(found.shape)
+        torch.testing.assert_close(found.double(), expected, rtol=near, atol=near)
+
+
 @pytest.mark.usefixtures("poisoned_outputs")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (5, 16), (70, 33)])
