@@ -116,7 +116,18 @@ inline Tensor allocate(const Sizes& sizes, ScalarType dtype, const Tensor& like,
   using torch::headeronly::MemoryFormat;
   const auto last = sizes.size() == 5 ? MemoryFormat::ChannelsLast3d : MemoryFormat::ChannelsLast;
   const auto format = channels_last ? last : MemoryFormat::Contiguous;
-  const Tensor tensor = torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format);
+  const auto make = [&] {
+    try {
+      return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format);
+    } catch (const std::exception&) {
+      // The stable ABI loses what the allocator says.
+      std::string shape;
+      for (const int64_t n : sizes) shape += (shape.empty() ? "" : " x ") + std::to_string(n);
+      throw std::runtime_error("diffcrop: there is not enough memory for a result of " + shape +
+                               " numbers; ask for fewer boxes at once or for a smaller size");
+    }
+  };
+  const Tensor tensor = make();
   advise_huge_pages(tensor);
   return tensor;
 }
@@ -131,7 +142,7 @@ struct Need {
   bool ahead = false;
   int64_t pixel = 0;
   // Of volumes: planes and rows of what is made in one go.
-  BrickSize brick;
+  BrickSize brick = {};
 };
 
 // What follows from the plans of y and x; `widens`: another axis does.

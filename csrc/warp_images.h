@@ -407,7 +407,6 @@ void group_rows(std::span<const WarpPart<G>> parts, const Surface& surface, cons
 template <class G>
 void warp_image_rows(std::span<const WarpPart<G>> parts, const Surface& surface, const View<G>& out, int64_t c,
                      int64_t c_end, int64_t begin, int64_t end, Scratch<SumOf<G>>& scratch) {
-  using A = SumOf<G>;
   scratch.clear();
   switch (c_end - c) {
     case 1:

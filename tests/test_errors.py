@@ -547,3 +547,16 @@ def test_every_raise_has_a_case():
         assert spans
         missed = [span for span in sorted(spans) if not seen[name] & set(range(span[0], span[1] + 1))]
         assert not missed, f"{Path(name).name}: no test reaches the `raise` at lines {missed}"
+
+
+@pytest.mark.skipif(diffcrop.implementations()["cpu"] is not None, reason="no compiled library")
+@pytest.mark.parametrize("make", [
+    lambda image, box, n: diffcrop.crop(image, box, n),
+    lambda image, box, n: diffcrop.crop([image, image], box, n),
+    lambda image, _, n: diffcrop.crop_rotated(image, torch.tensor([3.0, 3, 2, 2, 5]), n),
+    lambda image, box, n: diffcrop.paste(image, box, n),
+])  # fmt: skip
+def test_what_memory_does_not_hold_is_told_by_its_shape(make):
+    n = 2**26
+    with pytest.raises(RuntimeError, match=rf"not enough memory for a result of \d+ x 3 x {n} x {n} numbers"):
+        make(torch.rand(3, 6, 6), torch.tensor([1.0, 1, 4, 5]), n)
