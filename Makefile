@@ -23,7 +23,7 @@ HAS_CXX := $(if $(shell command -v $(CXX) 2>/dev/null),1,0)
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-venv: $(BUILT) ## make .venv with torch, the tools and diffcrop, built from this tree
+venv: .venv/.dev ## make .venv with torch, the tools and diffcrop, built from this tree
 
 # In two steps: torch and the build tools have to be there before a build that is not isolated.
 .venv/.tools:
@@ -32,10 +32,15 @@ venv: $(BUILT) ## make .venv with torch, the tools and diffcrop, built from this
 	@touch $@
 
 $(BUILT): .venv/.tools $(SOURCES)
-	DIFFCROP_REQUIRE_CPU=$(HAS_CXX) $(PIP) --no-build-isolation -e ".[cli,test,dev]"
+	DIFFCROP_REQUIRE_CPU=$(HAS_CXX) $(PIP) --no-build-isolation -e ".[cli]"
 	@touch $@
 
-demo: venv ## recover a crop box by gradient descent, with pictures in demo-out/
+.venv/.dev: $(BUILT)
+	$(PIP) "diffcrop[test,dev]"
+	@touch $@
+
+# Without the tools of the tests, which are as large as torch.
+demo: $(BUILT) ## recover a crop box by gradient descent, with pictures in demo-out/
 	$(BIN)/diffcrop demo --force -o $(DEMO_OUT)
 
 test: venv ## the tests, without those marked slow
@@ -45,7 +50,7 @@ test-slow: venv ## only the tests marked slow
 	$(BIN)/python -m pytest -n $(JOBS) -m slow
 
 # Without jax, which not every index has, the others are measured.
-.venv/.bench: $(BUILT)
+.venv/.bench: .venv/.dev
 	$(PIP) "diffcrop[bench,bench-jax]" || $(PIP) "diffcrop[bench]"
 	@touch $@
 
@@ -89,5 +94,5 @@ wheel: venv ## the py3-none wheel of this platform in dist/
 	DIFFCROP_REQUIRE_CPU=1 $(BIN)/python -m pip wheel --disable-pip-version-check --no-build-isolation --no-deps -w dist .
 
 clean: ## remove what was made, but keep .venv and its torch
-	rm -rf $(BUILT) build dist $(DEMO_OUT) $(EXAMPLES_OUT) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(BUILT) .venv/.dev build dist $(DEMO_OUT) $(EXAMPLES_OUT) .pytest_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
