@@ -47,7 +47,7 @@ ARROWS = {
     "_check_crop": {"_check", "_filters", "_options", "_context"},
     "_check_normal": {"_check", "_check_crop", "_normal", "_context"},
     "_check_paste": {"_check", "_check_crop", "_context"},
-    "_ops_paste": {"_autograd", "_flops", "_impl.pasting", "_ops", "_options", "_context"},
+    "_ops_paste": {"_autograd", "_derivative", "_flops", "_impl.pasting", "_ops", "_options", "_context"},
     "_ops_list": {"_autograd", "_flops", "_ops", "_options", "_context"},
     "_check_roi": {"_check", "_check_crop", "_context"},
     "_ops": {"_autograd", "_bins", "_flops", "_impl", "_normal", "_options", "_context"},

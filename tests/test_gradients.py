@@ -14,10 +14,12 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
+import diffcrop
 import naive
 from diffcrop import _ops, convert_boxes, crop
 from diffcrop._impl import reference
 from helpers import FILTERS, MODES, PADDINGS, kink_distance, options, rand, random_axis, random_boxes
+from plain import needs_kernels
 
 GRID = [(m, a, p, c) for (m, a), p, c in itertools.product(FILTERS, PADDINGS, (False, True))]
 SHAPE, SIZE = (5, 6), (3, 4)
@@ -156,6 +158,43 @@ def test_third_order(impl, generator):
         step = 1e-5 * directions[2]
         above, below = (derivative(2, (box + s).detach().requires_grad_()) for s in (step, -step))
         torch.testing.assert_close(derivative(3, box), (above - below) / 2e-5, rtol=1e-5, atol=1e-6)
+
+
+PATHS = {
+    "crop": lambda x, b, **o: crop(x, b, SIZE, mode="gaussian", **o),
+    "list": lambda x, b, **o: crop(list(x), [b[:1], b[1:]], SIZE, mode="gaussian", **o),
+    "crop of a crop": lambda x, b, **o: crop(crop(x, b, (7, 8), mode="gaussian", **o), b, SIZE, mode="gaussian", **o),
+    "jacobian": lambda x, b, **o: diffcrop.crop_with_jacobian(x, b, SIZE, mode="gaussian", **o).jacobian,
+    "crop_rotated": lambda x, b, **o: diffcrop.crop_rotated(x, torch.cat([b, b[:, :1] * 9], 1), SIZE, **o),
+    "roi_align": lambda x, b, **o: diffcrop.roi_align(x, [b[:1], b[1:]], SIZE, aligned=True, mode="exact", **o),
+    "paste": lambda x, b, **o: diffcrop.paste(x[:, :1], b, canvas=x[:, 1:], mode="gaussian", **o),
+}
+
+
+@pytest.mark.parametrize("impl", ["reference", pytest.param("cpu", marks=needs_kernels)])
+@pytest.mark.parametrize("name", PATHS)
+def test_every_path_is_counted_once(impl, name, generator):
+    """In second and third derivatives with a graph, where cotangents, and images, depend on the boxes themselves."""
+    x = rand(2, 2, 8, 9, generator=generator)
+    b = torch.tensor([[1.317, 1.723, 6.129, 6.971], [0.641, 2.217, 7.353, 6.437]], dtype=torch.float64)
+    push = [rand(*t.shape, generator=generator) - 0.5 for t in (x, b)]
+
+    def derivatives(x, b):
+        """Of the cubes' sum by both; of those derivatives' squares' sum; of the latter along a direction."""
+        leaves = [t.clone().requires_grad_() for t in (x, b)]
+        value = PATHS[name](*leaves, impl=impl).pow(3).sum()
+        first = torch.autograd.grad(value, leaves, create_graph=True)
+        penalty = sum(t.square().sum() for t in first)
+        second = torch.autograd.grad(penalty, leaves, create_graph=True)
+        slope = sum((t * p).sum() for t, p in zip(second, push, strict=True))
+        third = torch.autograd.grad(slope, leaves)
+        return penalty.detach(), slope.detach(), sum((t * p).sum() for t, p in zip(third, push, strict=True))
+
+    h = 1e-5
+    above, below = (derivatives(*[t + sign * h * p for t, p in zip((x, b), push, strict=True)]) for sign in (1, -1))
+    _, *found = derivatives(x, b)
+    for mine, high, low in zip(found, above, below, strict=False):
+        torch.testing.assert_close(mine, (high - low) / (2 * h), rtol=1e-5, atol=0)
 
 
 # --- only what is asked for -------------------------------------------------------------------------------------------

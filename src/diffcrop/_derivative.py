@@ -10,6 +10,15 @@ from torch import Tensor
 from ._context import in_transform
 
 
+def source(tensor: Tensor, create_graph: bool) -> Tensor:
+    """What to differentiate by; on the graph of ``tensor`` where that is asked for.
+
+    Then a view: other inputs, and what the function holds, may depend on the tensor themselves (the cotangent of a
+    second derivative does), and what goes through them is for the caller's graph to count, not for this.
+    """
+    return tensor.view_as(tensor) if create_graph and tensor.requires_grad else tensor.detach().requires_grad_()
+
+
 def push(function: Callable[[Tensor], Tensor], point: Tensor, direction: Tensor, wanted: bool) -> Tensor:
     """The derivative of ``function`` at ``point`` along ``direction``; with a graph where that is ``wanted``."""
     if in_transform() or torch.compiler.is_compiling():
@@ -17,12 +26,12 @@ def push(function: Callable[[Tensor], Tensor], point: Tensor, direction: Tensor,
         return torch.func.jvp(function, (point.clone(),), (direction.to(point.dtype).clone(),))[1]
     # Eager: the transpose of the transpose. vjp is linear in its cotangent, and its derivative there is the jvp.
     with torch.enable_grad():
-        source = point if wanted and point.requires_grad else point.detach().requires_grad_()
-        result = function(source)
+        at = source(point, wanted)
+        result = function(at)
         if point.shape[0] == 0:
             return torch.zeros_like(result)
         cotangent = torch.zeros_like(result, requires_grad=True)
-        (pulled,) = torch.autograd.grad(result, source, cotangent, create_graph=True)
+        (pulled,) = torch.autograd.grad(result, at, cotangent, create_graph=True)
         (pushed,) = torch.autograd.grad(pulled, cotangent, direction.to(pulled.dtype), create_graph=wanted)
     return pushed
 
@@ -35,7 +44,7 @@ def pull(
         result, vjp = torch.func.vjp(function, *inputs)  # pyright: ignore[reportAssignmentType]
         return result, vjp(cotangent.to(result.dtype))
     with torch.enable_grad():
-        inputs = [t if create_graph and t.requires_grad else t.detach().requires_grad_() for t in inputs]
+        inputs = [source(t, create_graph) for t in inputs]
         result = function(*inputs)
         if not result.requires_grad:
             if result.numel() == 0:

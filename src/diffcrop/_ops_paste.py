@@ -33,6 +33,7 @@ from ._autograd import (
     undifferentiated,
 )
 from ._context import batched, full_precision, in_transform, is_concrete
+from ._derivative import source
 from ._impl import pasting
 from ._impl.pasting import Rules
 from ._options import Options, sum_dtype
@@ -264,11 +265,7 @@ def _second(tensors: tuple, cotangents: tuple, ctx: Any) -> list[Tensor | None]:
     result: list[Tensor | None] = [None] * 6
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        sources = {
-            i: t if again and t.requires_grad else t.detach().requires_grad_()
-            for i, t in enumerate(tensors)
-            if t is not None and i != 4
-        }
+        sources = {i: source(t, again) for i, t in enumerate(tensors) if t is not None and i != 4}
         onto = sources[5] if canvas is not None else patches.new_zeros(ctx.shape)
         masked = grad_mask is not None
         outputs = pasting.paste(sources[2], sources[3], index, onto, ctx.rules, masked, ctx.options)
