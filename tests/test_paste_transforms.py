@@ -151,6 +151,40 @@ def test_second_derivatives(impl, masks, blend, generator):
     agree([tangent], [torch.tensordot(expected[0][0], push, 2)])
 
 
+NOWHERE = {
+    "beside": [[30.0, 34.0, 40.0, 41.0]],
+    "empty": [[1.0, 1.0, 1.0, 3.0]],
+    "nan": [[1.0, 1.0, torch.nan, 3.0]],
+    "none": [],
+}
+
+
+@pytest.mark.parametrize("blend", ["over", "add"])
+@pytest.mark.parametrize("where", NOWHERE)
+@pytest.mark.parametrize(("impl", "axes"), [
+    pytest.param("cpu", 2, marks=needs_kernels), ("reference", 2), ("reference", 1)
+])  # fmt: skip
+def test_derivatives_where_nothing_is_pasted(impl, axes, where, blend, generator):
+    """The canvas is the result: of its third power all derivatives are those of a power, to every order."""
+    b = torch.tensor(NOWHERE[where], dtype=f64).reshape(-1, 4)[:, [0, 2] if axes == 1 else slice(None)]
+    p = rand(len(b), 2, *(3, 4)[:axes], generator=generator)
+    c, push = (rand(2, *(5, 6)[:axes], generator=generator) + 0.5 for _ in range(2))
+
+    def loss(c, b=b):
+        result, mask = paste(p, b, canvas=c, blend=blend, return_mask=True, impl=impl)
+        return (result**3).sum() + mask.sum()
+
+    leaves = [t.clone().requires_grad_() for t in (c, b)]
+    first, by_box = torch.autograd.grad(loss(*leaves), leaves, create_graph=True)
+    assert by_box.isnan().all() if where == "nan" else by_box.eq(0).all()
+    (second,) = torch.autograd.grad((first * push).sum(), leaves[0], create_graph=True)
+    (third,) = torch.autograd.grad((second * push).sum(), leaves[0])
+    agree((first, second, third), (3 * c**2, 6 * c * push, 6 * push**2))
+    _, slope = jvp(grad(loss), (c,), (push,))
+    agree((slope, hessian(loss)(c).flatten(axes + 1).sum(-1)), (6 * c * push, 6 * c))
+    agree(vmap(grad(loss))(torch.stack([c, push])), (3 * c**2, 3 * push**2))
+
+
 @needs_kernels
 def test_the_kernels_serve(monkeypatch, generator):
     """Under vmap and reverse mode; the reference serves forward mode and second derivatives."""

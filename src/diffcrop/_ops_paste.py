@@ -250,6 +250,9 @@ def _first(grad, grad_mask, patches, boxes, index, canvas, shape, wanted, rules,
             allow_unused=True,
             materialize_grads=True,
         )
+    # Where no patch touches the canvas its derivative is the cotangent itself, which is saved: a Function must not
+    # return that.
+    grads = [g.clone() if any(g is given for given in (grad, grad_mask)) else g for g in grads]
     left = iter(grads)
     return tuple(next(left) if want else t.new_empty(0) for t, want in zip(given, wanted, strict=True))
 
@@ -269,7 +272,7 @@ def _second(tensors: tuple, cotangents: tuple, ctx: Any) -> list[Tensor | None]:
         onto = sources[5] if canvas is not None else patches.new_zeros(ctx.shape)
         masked = grad_mask is not None
         outputs = pasting.paste(sources[2], sources[3], index, onto, ctx.rules, masked, ctx.options)
-        pairs = [(o, sources[i]) for i, o in enumerate(outputs) if o is not None and i in sources]
+        pairs = [(o, sources[i]) for i, o in enumerate(outputs) if o is not None and o.requires_grad and i in sources]
         inner = [(i, c) for i, c in _given(cotangents, ctx) if i in sources]
         if not pairs or not inner or not needed:
             return result
