@@ -216,7 +216,7 @@ CASES = [
     (ValueError, size(torch.Size([2, 3, 8, 9])), "size", "length 4", "shape[-2:]"),
     (TypeError, size(IMAGE), "size must be an int or (h, w)", "(3, 8, 9)", "of an image pass its shape[-2:]"),
     (TypeError, size(torch.tensor([4, 4])), "size must be an int or (h, w)", "torch.int64", "size.tolist()"),
-    (TypeError, size(np.array([4, 4])), "size must be an int or (h, w)", "int64 ndarray", "size.tolist()"),
+    (TypeError, size(np.array([4, 4])), "size must be an int or (h, w)", "got an int64 ndarray", "size.tolist()"),
     (
         TypeError,
         size([IMAGE, IMAGE]),
@@ -246,6 +246,8 @@ CASES = [
     (TypeError, options(antialias=1), "antialias must be True or False", "1 (int)"),
     (TypeError, options(antialias=None), "antialias must be True or False", "None"),
     (TypeError, options(align_corners=None), "align_corners must be True or False", "None"),
+    (TypeError, options(antialias=np.bool_(True)), f"got {np.True_!r} (bool", "pass bool(antialias)"),
+    (TypeError, options(antialias=torch.tensor(True)), "got a torch.bool tensor of shape ()", "pass bool(antialias)"),
     (ValueError, options(mode="area", antialias=False), "mode='area'", "antialias=True", "got False", "'bilinear'"),
     (
         ValueError,

@@ -31,8 +31,9 @@ def describe(value: Any) -> str:
     """
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
-    if _has_shape(value):
-        return f"a {getattr(value, 'dtype', '')} {type(value).__name__} of shape {value.shape}".replace("  ", " ")
+    if _has_shape(value) and not _is_numpy_scalar(value):
+        noun = f"{getattr(value, 'dtype', '')} {type(value).__name__}".strip()
+        return f"{'an' if noun.startswith(_AN) else 'a'} {noun} of shape {value.shape}"
     if isinstance(value, (list, tuple)) and any(map(_has_shape, value)):
         return f"a {type(value).__name__} of {len(value)}, the first {describe(value[0])}"
     text = " ".join(repr(value).split())
@@ -41,8 +42,16 @@ def describe(value: Any) -> str:
     return f"{text} ({type(value).__name__})"
 
 
+_AN = (*"aeioAEIO", "nd")  # what takes it; a "uint8" does not
+
+
 def _has_shape(value: Any) -> bool:
     return isinstance(getattr(value, "shape", None), tuple) and not isinstance(value, type)
+
+
+def _is_numpy_scalar(value: Any) -> bool:
+    # NumPy itself is not needed.
+    return any((base.__module__, base.__name__) == ("numpy", "generic") for base in type(value).__mro__)
 
 
 def may_look(*tensors: Tensor) -> bool:
@@ -151,11 +160,17 @@ def to(value: Any) -> str:
     return choice(value, "to", ("image", "crop"))
 
 
-def align_corners(value: Any) -> bool:
+def flag(value: Any, name: str) -> bool:
     """True or False."""
     if not isinstance(value, bool):
-        raise TypeError(f"align_corners must be True or False, got {describe(value)}")
+        one = _has_shape(value) and tuple(value.shape) == ()
+        raise TypeError(f"{name} must be True or False, got {describe(value)}{f'; pass bool({name})' if one else ''}")
     return value
+
+
+def align_corners(value: Any) -> bool:
+    """True or False."""
+    return flag(value, "align_corners")
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------

@@ -306,8 +306,7 @@ def options(
     """All options that are not tensors, each checked alone and with the others."""
     _check.choice(mode, "mode", MODES, MODE_HINTS)
     _check.choice(padding_mode, "padding_mode", PADDING_MODES, PADDING_HINTS)
-    if not isinstance(antialias, bool):
-        raise TypeError(f"antialias must be True or False, got {_check.describe(antialias)}")
+    _check.flag(antialias, "antialias")
     if mode == "area" and not antialias:
         raise ValueError(
             "mode='area' is an antialiasing filter and needs antialias=True, got False; "

@@ -156,8 +156,7 @@ def blend(value: Any) -> str:
 
 def return_mask(value: Any) -> None:
     """A plain bool."""
-    if not isinstance(value, bool):
-        raise TypeError(f"return_mask must be True or False, got {_check.describe(value)}")
+    _check.flag(value, "return_mask")
 
 
 def same(given: Tensor, **others: Tensor | None) -> None:

@@ -162,9 +162,7 @@ def sampling_ratio(value: Any) -> int:
 
 def aligned(value: Any) -> bool:
     """True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"aligned must be True or False, got {_check.describe(value)}")
-    return value
+    return _check.flag(value, "aligned")
 
 
 def mode(value: Any, ratio: int) -> None:

@@ -200,9 +200,7 @@ def whole(**tensors: Any) -> None:
 
 def clockwise(value: Any) -> bool:
     """True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"clockwise must be True or False, got {_check.describe(value)}")
-    return value
+    return _check.flag(value, "clockwise")
 
 
 def angle_unit(value: Any) -> str:

@@ -192,9 +192,7 @@ class LearnableBox(nn.Module):
         dtype = _floating(dtype)
         self.min_size = _positive(min_size, "min_size")
         self.aspect = None if aspect is None else _positive(aspect, "aspect")
-        if not isinstance(inside, bool):
-            raise TypeError(f"inside must be True or False, got {describe(inside)}")
-        self.inside = inside
+        self.inside = _check.flag(inside, "inside")
         self.box_format = box_format
         self.coords = coords
         self.align_corners = align_corners

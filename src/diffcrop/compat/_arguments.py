@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffcrop._check import LONGEST, choice, describe, real
+from diffcrop._check import LONGEST, choice, describe, flag, real
 
 __all__ = ["choice", "describe", "flag", "is_int", "last", "number", "size", "tensor"]
 
@@ -29,13 +29,6 @@ def last(value: Tensor, name: str, shape: str, sizes: tuple[int, ...]) -> None:
     """The trailing dimensions have these sizes."""
     if tuple(value.shape[-len(sizes) :]) != sizes:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
-
-
-def flag(value: Any, name: str) -> bool:
-    """True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {describe(value)}")
-    return value
 
 
 def is_int(value: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffcrop._check import choice, describe, real
+from diffcrop._check import choice, flag, real
 
 from .arguments import count, number
 from .matching import arguments, proposals
@@ -158,8 +158,7 @@ def locate(
     matching, over scales too.
 
     """
-    if not isinstance(antialias, bool):
-        raise TypeError(f"antialias must be True or False, got {describe(antialias)}")
+    flag(antialias, "antialias")
     turns = arguments.rotation(rotation, init)
     pose = Upright() if turns is None else Turned()
     names = arguments.modes(MODES[:-1] if mode is MODES and not antialias else mode, pose.filters)  # area averages
