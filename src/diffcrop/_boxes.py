@@ -69,26 +69,6 @@ def to_pixel(
     return _move(corners, image_shape, coords, "pixel", align_corners)
 
 
-def from_pixel(
-    boxes: Tensor,
-    image_shape: Sequence[int],
-    *,
-    box_format: str = "xyxy",
-    coords: str = "pixel",
-    align_corners: bool = False,
-) -> Tensor:
-    """The inverse of `to_pixel`, in the promoted dtype of ``boxes``."""
-    return convert(
-        boxes,
-        image_shape,
-        from_format="xyxy",
-        to_format=box_format,
-        from_coords="pixel",
-        to_coords=coords,
-        align_corners=align_corners,
-    )
-
-
 def convert(
     boxes: Tensor,
     image_shape: Sequence[int] | None,

@@ -108,9 +108,9 @@ def crop(
             `torch.nn.functional.affine_grid`).
         mode: the filter f. ``"bilinear"``: triangle. ``"bicubic"``: Keys' cubic, a = -0.5 with antialiasing (Pillow)
             and -0.75 without (`grid_sample`). ``"lanczos3"``. ``"area"``: the mean over a footprint of width max(s, 1),
-            `avg_pool2d` at integer reductions; needs antialiasing. ``"gaussian"``: exp(-x^2 / 2 sigma^2), cut at 6
-            sigma; smooths even at the identity. ``"nearest"``: pixel floor(c + 1/2), every dtype; a
-            box that requires grad is an error there.
+            `avg_pool2d` at integer reductions; needs antialiasing. ``"gaussian"``: exp(-x^2 / 2 sigma^2) -
+            exp(-18), and 0 from 6 sigma on; smooths even at the identity. ``"nearest"``: pixel floor(c + 1/2),
+            every dtype; a box that requires grad is an error there.
         antialias: whether the filter widens with the reduction. Without it a reduction reads a few pixels and skips the
             rest, and so does its box gradient. Nothing to do for ``"nearest"``.
         padding_mode: what lies outside the image. ``"border"``: the nearest pixel. ``"zeros"``. ``"constant"``:

@@ -238,17 +238,14 @@ def _paste(
     alpha = None if alpha is None else _flat(alpha, leading)
     onto = canvas if canvas is None or batch is not None else canvas.unsqueeze(0)
     shape = (count, patches.shape[1], *spatial)
+    chosen = _ops_paste.choose(impl, patches, axes)
     with full_precision(patches):
         result, mask = _ops_paste.paste(
-            patches, alpha, boxes, index, onto, shape, dtype, over, return_mask, options, _chosen(impl, patches, axes)
+            patches, alpha, boxes, index, onto, shape, dtype, over, return_mask, options, chosen
         )
     if batch is None:
         result, mask = result.squeeze(0), None if mask is None else mask.squeeze(0)
     return result if mask is None else Pasted(result, mask)
-
-
-def _chosen(impl: str | None, patches: Tensor, axes: int) -> str:
-    return _ops_paste.choose(impl, patches, axes)
 
 
 def _flat(tensor: Tensor, leading: int) -> Tensor:
