@@ -371,6 +371,9 @@ def test_whole_numbers(impl, generator):
         assert moved.canvas.float().equal(alike.canvas)
         assert moved.mask.dtype == torch.float32
         assert moved.mask.equal(alike.mask)
+        stencil = patches[:, :1] != 0
+        found = paste(patches, boxes, canvas=canvas, alpha=stencil, impl=impl)
+        assert found.equal(paste(patches, boxes, canvas=canvas, alpha=stencil.float(), impl=impl))
         half = patches.float()[:, :1] / 2
         assert paste(patches, boxes, canvas=canvas, alpha=half, mode="nearest", impl=impl).dtype == torch.float32
     large = torch.full((1, 1, 1), 2**53 + 1)
@@ -520,6 +523,10 @@ GRAD = BOX[1:].clone().requires_grad_()
     (ValueError, "as many channels, got 2 and 1", lambda: paste(P[:, :1], BOX, canvas=CANVAS)),
     (ValueError, "one channel, .*add the channel", lambda: paste(P, BOX, 8, alpha=torch.zeros(3, 4, 4))),
     (TypeError, "alpha must be a tensor", lambda: paste(P, BOX, 8, alpha=0.5)),
+    (TypeError, r"alpha must be floating-point.*got a torch.uint8 tensor.*pass alpha / 255, .* alpha\.bool\(\)",
+     lambda: paste(P, BOX, 8, alpha=P[:, :1].byte())),
+    (TypeError, "alpha must be floating-point.*torch.int64", lambda: paste(P, BOX, canvas=[CANVAS], alpha=P.long())),
+    (TypeError, "alpha must be floating-point.*complex64", lambda: paste(P, BOX, 8, alpha=P[:, :1] * 1j)),
     (ValueError, "'screen'", lambda: paste(P, BOX, 8, blend="screen")),
     (ValueError, "mean 'add'", lambda: paste(P, BOX, 8, blend="sum")),
     (TypeError, "return_mask must be", lambda: paste(P, BOX, 8, return_mask=1)),

@@ -47,14 +47,17 @@ def patches(value: Any, axes: int) -> Tensor:
 
 
 def alpha(value: Any, patches: Tensor, axes: int) -> Tensor:
-    """Like the patches, with one channel."""
+    """Like the patches, with one channel; no integers, of which nobody knows what is wholly opaque."""
     shape = (*patches.shape[: -axes - 1], 1, *patches.shape[-axes:])
     if not isinstance(value, Tensor):
         raise TypeError(
             f"alpha must be a tensor of shape {shape}, got {_check.describe(value)}; convert with torch.as_tensor"
         )
-    if value.is_complex():
-        raise TypeError(f"alpha must hold real numbers, got {_check.describe(value)}")
+    if not value.is_floating_point() and value.dtype != torch.bool:
+        raise TypeError(
+            f"alpha must be floating-point, from 0 to 1, or bool, got {_check.describe(value)}; "
+            "of 8 bits pass alpha / 255, of zeros and ones alpha.bool()"
+        )
     _check.dense(value, "alpha")
     if tuple(value.shape) != shape:
         hint = ""

@@ -100,8 +100,8 @@ def paste(
             infinite has no place either: it pastes nothing, gets a NaN gradient, and leaves all others alone.
         size: H and W of the canvas that is made, of zeros, where none is given; or one int for both.
         canvas: what to paste onto; it stays as it is. Integers are read as float32.
-        alpha: how opaque each pixel of the patches is, from 0 to 1: like them with one channel, (..., 1, h, w). None:
-            wholly. Larger values are no error: of 8 bits pass ``alpha / 255``.
+        alpha: how opaque each pixel of the patches is, from 0 to 1, floating-point or bool: like them with one channel,
+            (..., 1, h, w). None: wholly. Of 8 bits pass ``alpha / 255``; values above 1 are no error.
         batch_size: without a canvas, how many to make; needed for patches that would else all go to one.
         batch_index: which canvas each patch goes to. Out of range is an error; where looking at it would cost a
             synchronisation it makes a NaN box instead.
