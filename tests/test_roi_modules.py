@@ -100,6 +100,26 @@ def test_none_and_one(generator):
     assert found[1].isfinite().all()
 
 
+def test_the_pyramid_module_shows_its_arguments():
+    assert repr(MultiScaleRoIAlign(["a"], 7, 2)) == (
+        "MultiScaleRoIAlign(featmap_names=['a'], output_size=7, sampling_ratio=2)"
+    )
+    options = {"canonical_scale": 100.0, "canonical_level": 3, "aligned": True, "mode": "exact", "impl": "reference"}
+    assert repr(MultiScaleRoIAlign(["a"], (7, 8), **options)) == (
+        "MultiScaleRoIAlign(featmap_names=['a'], output_size=(7, 8), sampling_ratio=-1, canonical_scale=100.0, "
+        "canonical_level=3, aligned=True, mode='exact', impl='reference')"
+    )
+
+
+@pytest.mark.parametrize("mode", ["sample", "exact"])
+def test_sampling_ratio_may_be_left_out(mode, generator):
+    maps = pyramid(generator)
+    boxes = [torch.tensor([square(50.0), square(200.0)], dtype=torch.float64)] * 2
+    without = MultiScaleRoIAlign(["p2", "p3"], 3, mode=mode)(maps, boxes, SHAPES)
+    assert without.ne(0).any()
+    assert torch.equal(without, MultiScaleRoIAlign(["p2", "p3"], 3, -1, mode=mode)(maps, boxes, SHAPES))
+
+
 MAPS, BOXES = {"a": torch.zeros(1, 1, 16, 16), "b": torch.zeros(1, 1, 8, 8)}, [torch.zeros(1, 4)]
 
 
@@ -108,6 +128,7 @@ MAPS, BOXES = {"a": torch.zeros(1, 1, 16, 16), "b": torch.zeros(1, 1, 8, 8)}, [t
     ({"featmap_names": []}, {}, ValueError, "featmap_names must name at least one"),
     ({"output_size": 0}, {}, ValueError, "output_size must be at least 1"),
     ({"sampling_ratio": 0.5}, {}, TypeError, "sampling_ratio must be an int"),
+    ({"mode": "exact"}, {}, ValueError, "sampling_ratio=2 with mode='exact', which averages the whole bin; pass -1 or"),
     ({"canonical_scale": 0}, {}, ValueError, "canonical_scale must be finite and more than 0"),
     ({"canonical_scale": "s"}, {}, TypeError, "canonical_scale must be a number"),
     ({"canonical_level": 4.5}, {}, TypeError, "canonical_level must be an int"),

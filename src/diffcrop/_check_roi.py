@@ -171,7 +171,7 @@ def mode(value: Any, ratio: int) -> None:
     if value == "exact" and ratio > 0:
         raise ValueError(
             f"sampling_ratio belongs to mode='sample', got sampling_ratio={ratio} with mode='exact', which averages "
-            "the whole bin; leave it out"
+            "the whole bin; pass -1 or leave it out"
         )
 
 

@@ -72,8 +72,7 @@ class RoIAlign(nn.Module):
             f"output_size={self.output_size!r}, spatial_scale={self.spatial_scale!r}, "
             f"sampling_ratio={self.sampling_ratio!r}, aligned={self.aligned!r}"
         )
-        text += "" if self.mode == "sample" else f", mode={self.mode!r}"
-        return text if self.impl is None else f"{text}, impl={self.impl!r}"
+        return text + _beyond_defaults(self, mode="sample", impl=None)
 
 
 class MultiScaleRoIAlign(nn.Module):
@@ -97,7 +96,8 @@ class MultiScaleRoIAlign(nn.Module):
         featmap_names: the maps that are used, by their names. They come in the order of the mapping that ``forward``
             is given, from the finest to the coarsest, each half as large as the one before.
         output_size: h and w of the result, or one int for both.
-        sampling_ratio: as for `diffcrop.roi_align`, like ``aligned``, ``mode`` and ``impl``.
+        sampling_ratio: as for `diffcrop.roi_align`, like ``aligned``, ``mode`` and ``impl``. In torchvision's module
+            it must be given.
         canonical_scale: the side of a box, in pixels of the images, that reads ``canonical_level``.
         canonical_level: see there.
         aligned: see there; torchvision's module has no such argument, and is as False.
@@ -110,7 +110,7 @@ class MultiScaleRoIAlign(nn.Module):
         self,
         featmap_names: Sequence[str],
         output_size: int | Sequence[int],
-        sampling_ratio: int,
+        sampling_ratio: int = -1,
         *,
         canonical_scale: float = 224,
         canonical_level: int = 4,
@@ -210,11 +210,13 @@ class MultiScaleRoIAlign(nn.Module):
         return torch.where(level >= finest, level, float(finest)).clamp(max=coarsest).to(torch.int64)
 
     def extra_repr(self) -> str:
-        """The arguments that torchvision's module shows."""
-        return (
+        """The arguments that torchvision's module shows, and others where they differ from their defaults."""
+        text = (
             f"featmap_names={self.featmap_names!r}, output_size={self.output_size!r}, "
             f"sampling_ratio={self.sampling_ratio!r}"
         )
+        defaults = {"canonical_scale": 224, "canonical_level": 4, "aligned": False, "mode": "sample", "impl": None}
+        return text + _beyond_defaults(self, **defaults)
 
     def _align(self, feature: Tensor, boxes: Sequence[Tensor], scale: float) -> Tensor:
         return diffcrop.roi_align(
@@ -227,6 +229,12 @@ class MultiScaleRoIAlign(nn.Module):
             mode=self.mode,
             impl=self.impl,
         )
+
+
+def _beyond_defaults(module: nn.Module, **defaults: object) -> str:
+    """The attributes that are not these, as arguments."""
+    found = {name: getattr(module, name) for name in defaults}
+    return "".join(f", {name}={value!r}" for name, value in found.items() if value != defaults[name])
 
 
 def _is_shape(value: object) -> bool:
