@@ -345,7 +345,7 @@ def test_operators_keep_their_rules(generator):
 IMAGE, BOX = torch.zeros(2, 3, 8, 8), torch.tensor([[0.0, 1, 1, 4, 4]])
 ERRORS = [
     ({"input": IMAGE.numpy()}, TypeError, "input must be a tensor of shape (B, C, H, W)"),
-    ({"input": IMAGE[0]}, ValueError, "a single image is a batch of one: input[None]"),
+    ({"input": IMAGE[0]}, ValueError, "a single image is a batch of one: input[None]; signals are not served"),
     ({"input": IMAGE.to(torch.complex64)}, TypeError, "input must be floating-point"),
     ({"input": torch.zeros(2, 3, 0, 8)}, ValueError, "input must have at least one pixel"),
     ({"boxes": BOX.tolist()}, TypeError, "boxes"),

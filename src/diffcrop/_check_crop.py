@@ -72,6 +72,8 @@ def image(
             hint = f"; add the channels: {name}[None]"
         elif value.ndim == axes + 3:
             hint = f"; fold the leading dimensions: {name}.flatten(0, 1)"
+            if where is None and axes < 3:
+                hint += f"; {'images' if axes == 1 else 'volumes'} take boxes of {2 * axes + 2} numbers"
         raise ValueError(
             f"{name} must have shape {wanted} {where or f'where the boxes have {2 * axes} numbers'}, "
             f"got {_check.describe(value)}{hint}"

@@ -29,7 +29,7 @@ def image(value: Any) -> int:
             f"got {_check.describe(value)}; maps of different sizes are a list of tensors (C, H, W)"
         )
     if value.ndim not in (4, 5):
-        hint = "; a single image is a batch of one: input[None]" if value.ndim == 3 else ""
+        hint = "; a single image is a batch of one: input[None]; signals are not served" if value.ndim == 3 else ""
         raise ValueError(
             f"input must have shape (B, C, H, W), or (B, C, D, H, W) for volumes, got {_check.describe(value)}{hint}"
         )
