@@ -13,6 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.distributed.tensor import Partial, Replicate, Shard
 
 import diffcrop
@@ -25,6 +26,7 @@ BOX = torch.tensor([1.0, 2.0, 5.0, 6.0])
 BOXES = torch.stack([BOX, BOX])
 INDEX = torch.tensor([0, 1])
 GRAD = BOX.clone().requires_grad_()
+PICTURE, READ = Image.new("RGB", (9, 8)), "numpy.array(picture)).permute(2, 0, 1)"
 OTHERS = (crop_with_jacobian, diffcrop.nn.Crop(4))
 
 
@@ -134,6 +136,15 @@ CASES = [
     # images
     (TypeError, images(None), "images must be a tensor", "(C, H, W) or (B, C, H, W)", "None", "torch.as_tensor"),
     (TypeError, images(np.zeros((8, 9, 3))), "images", "ndarray of shape (8, 9, 3)", "channels in front"),
+    (TypeError, images(PICTURE), "images must be a tensor", "size=9x8", f"torch.from_numpy({READ}", "a grey one by"),
+    (
+        TypeError,
+        images([PICTURE] * 2, BOXES),
+        "images[0] must be a tensor of shape (C, H, W), got",
+        "size=9x8",
+        f"torch.from_numpy({READ}",
+    ),
+    (TypeError, equations(targets=PICTURE), "targets must be a tensor", "size=9x8", f"torch.from_numpy({READ}"),
     (TypeError, images("photo.jpg"), "images", "'photo.jpg' (str)"),
     (TypeError, images("x" * 200), "images", "xxx... (str)"),
     (TypeError, images(None, torch.zeros(2)), "images", "(C, W) or (B, C, W)"),

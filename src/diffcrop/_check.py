@@ -54,6 +54,19 @@ def _is_numpy_scalar(value: Any) -> bool:
     return any((base.__module__, base.__name__) == ("numpy", "generic") for base in type(value).__mro__)
 
 
+# What makes a tensor of a picture that Pillow has opened.
+PICTURE = (
+    "a picture of Pillow is read by torch.from_numpy(numpy.array(picture)).permute(2, 0, 1), a grey one by "
+    "torch.from_numpy(numpy.array(picture))[None]"
+)
+
+
+def conversion(value: Any, otherwise: str = "convert with torch.as_tensor") -> str:
+    """How pixels that are no tensor become one."""
+    # Pillow itself is not needed.
+    return PICTURE if any(base.__module__.startswith("PIL.") for base in type(value).__mro__) else otherwise
+
+
 def may_look(*tensors: Tensor) -> bool:
     """Whether values may be read: plain CPU tensors, eager, no ``torch.func`` transform, no tracer."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]

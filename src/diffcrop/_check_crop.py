@@ -37,6 +37,7 @@ _IMAGE_SHAPES = {
     2: "(C, H, W) or (B, C, H, W)",
     3: "(C, D, H, W) or (B, C, D, H, W)",
 }
+_ARRAY = "convert with torch.as_tensor, and move the channels in front of the spatial axes"
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _WHOLE = (
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
@@ -57,16 +58,15 @@ def image(
 
     ``where`` says when these are the shapes, if not by the number of numbers of a box.
     """
-    shapes = _IMAGE_SHAPES[axes]
+    wanted = _IMAGE_SHAPES[axes] if batched is None else _IMAGE_SHAPES[axes].split(" or ")[0]
     if not isinstance(value, Tensor):
         raise TypeError(
-            f"{name} must be a tensor of shape {shapes}, or a list of B tensors, got {_check.describe(value)}; "
-            "convert with torch.as_tensor, and move the channels in front of the spatial axes"
+            f"{name} must be a tensor of shape {wanted}{', or a list of B tensors' if batched is None else ''}, "
+            f"got {_check.describe(value)}; {_check.conversion(value, _ARRAY)}"
         )
     pixels(value, name)
     allowed = (axes + 1,) if batched is False else (axes + 1, axes + 2)
     if value.ndim not in allowed:
-        wanted = shapes if batched is None else shapes.split(" or ")[0]
         hint = ""
         if value.ndim == axes:
             hint = f"; add the channels: {name}[None]"

@@ -20,7 +20,7 @@ def targets(value: Any, axes: int) -> tuple[int, ...]:
     wanted = f"(..., C, {', '.join('dhw'[-axes:] if axes > 1 else 'w')})"
     if not isinstance(value, Tensor):
         raise TypeError(
-            f"targets must be a tensor of shape {wanted}, got {_check.describe(value)}; convert with torch.as_tensor"
+            f"targets must be a tensor of shape {wanted}, got {_check.describe(value)}; {_check.conversion(value)}"
         )
     if value.dtype not in _check_crop.DTYPES:
         raise TypeError(

@@ -51,7 +51,7 @@ def alpha(value: Any, patches: Tensor, axes: int) -> Tensor:
     shape = (*patches.shape[: -axes - 1], 1, *patches.shape[-axes:])
     if not isinstance(value, Tensor):
         raise TypeError(
-            f"alpha must be a tensor of shape {shape}, got {_check.describe(value)}; convert with torch.as_tensor"
+            f"alpha must be a tensor of shape {shape}, got {_check.describe(value)}; {_check.conversion(value)}"
         )
     if not value.is_floating_point() and value.dtype != torch.bool:
         raise TypeError(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffcrop._check import describe, real_tensor
+from diffcrop._check import PICTURE, describe, real_tensor
 from diffcrop.search.arguments import number
 
 from .poses import Upright
@@ -62,8 +62,7 @@ def _pixels(value: Any, name: str, ranks: tuple[int, ...]) -> Tensor:
     wanted = " or ".join(shapes[rank] for rank in ranks)
     if not isinstance(value, Tensor):
         raise TypeError(
-            f"{name} must be a tensor of shape {wanted}, got {type(value).__name__}; a picture of Pillow is read by "
-            "torch.from_numpy(numpy.array(picture)).permute(2, 0, 1)"
+            f"{name} must be a tensor of shape {wanted}, got {type(value).__name__}; {PICTURE}"
         )
     if value.layout != torch.strided or value.is_nested:
         raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}; convert with to_dense()")
