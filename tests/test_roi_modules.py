@@ -152,7 +152,8 @@ MAPS, BOXES = {"a": torch.zeros(1, 1, 16, 16), "b": torch.zeros(1, 1, 8, 8)}, [t
     ({}, {"x": {**MAPS, "b": MAPS["b"].double()}}, ValueError, "agree in images, channels, dtype and device"),
     ({"featmap_names": None}, {}, TypeError, "featmap_names must be a list of names, got None"),
     ({}, {"boxes": [torch.zeros(1, 5)]}, ValueError, "an index in front is no part of a box: pass boxes[0]["),
-    ({}, {"boxes": [[0, 0, 1, 1]]}, TypeError, "boxes[0] must be a tensor, got [0, 0, 1, 1]"),
+    ({}, {"boxes": [[0, 0, 1, 1]]}, TypeError, "got [[0, 0, 1, 1]] (list); convert it with torch.as_tensor(boxes"),
+    ({}, {"boxes": BOXES[0]}, TypeError, "pass [boxes] for one image"),
     ({}, {"x": {**MAPS, "b": torch.zeros(1, 1, 0, 8)}}, TypeError, "tensor of shape (1, 1, 0, 8) for x['b']"),
 ])  # fmt: skip
 def test_errors(made, given, kind, text):

@@ -306,6 +306,8 @@ def boxes(value: Any, axes: int | None = None, name: str = "boxes", five: str = 
         raise ValueError(f"{name} must have 2, 4 or 6 numbers in its last dimension, got {describe(value)}")
     count = value.shape[-1]
     hint = "; " + five.replace("{name}", name) if count == 5 else ""
+    if tuple(value.shape) == (0,):
+        hint = f"; no boxes are torch.zeros(0, {4 if axes is None else 2 * axes})"
     if axes is not None and count != 2 * axes:
         raise ValueError(
             f"{name} must have {2 * axes} numbers in its last dimension ({axes} spatial axes), got {describe(value)}"

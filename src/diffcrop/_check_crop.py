@@ -70,10 +70,12 @@ def image(
         hint = ""
         if value.ndim == axes:
             hint = f"; add the channels: {name}[None]"
+        elif value.ndim == axes + 2:
+            hint = f"; without the batch it is {name}[0]" if len(value) == 1 else f"; take them apart: *{name}"
         elif value.ndim == axes + 3:
             hint = f"; fold the leading dimensions: {name}.flatten(0, 1)"
-            if where is None and axes < 3:
-                hint += f"; {'images' if axes == 1 else 'volumes'} take boxes of {2 * axes + 2} numbers"
+        if value.ndim > axes + 1 and where is None and axes < 3:
+            hint += f"; {'images' if axes == 1 else 'volumes'} take boxes of {2 * axes + 2} numbers"
         raise ValueError(
             f"{name} must have shape {wanted} {where or f'where the boxes have {2 * axes} numbers'}, "
             f"got {_check.describe(value)}{hint}"
@@ -133,22 +135,42 @@ def box_list(value: Sequence[Any], five: str = _check.FIVE) -> int:
         raise ValueError(
             "boxes must be a list of one tensor per image, got an empty list; zero boxes are a tensor of shape (0, 4)"
         )
-    if all(isinstance(v, numbers.Real) for v in value):
-        raise TypeError(
-            f"boxes must be a tensor, or a list of one tensor per image, got {_check.describe(value)}; "
-            "convert it with torch.as_tensor(boxes, dtype=torch.float32)"
-        )
+    _tensors_of_boxes(value)
     axes = _check.boxes(value[0], name="boxes[0]", five=five)
     for i, t in enumerate(value):
         _check.boxes(t, axes, f"boxes[{i}]", five)
         if t.ndim != 2:
-            raise ValueError(f"boxes[{i}] must have shape (K, {2 * axes}), got {_check.describe(t)}")
+            one = f"; one box is boxes[{i}][None]" if t.ndim == 1 else ""
+            raise ValueError(f"boxes[{i}] must have shape (K, {2 * axes}), got {_check.describe(t)}{one}")
         if t.device != value[0].device or t.dtype != value[0].dtype:
             raise ValueError(
                 f"the boxes of a list must agree in dtype and device, got {t.dtype} on {t.device} for boxes[{i}] and "
                 f"{value[0].dtype} on {value[0].device} for boxes[0]"
             )
     return axes
+
+
+def _tensors_of_boxes(value: Sequence[Any]) -> None:
+    """Not a box in numbers, nor boxes in lists, nor one tensor for each box; and no boxes are a tensor, too."""
+    for i, v in enumerate(value):
+        if v is None or (isinstance(v, (list, tuple)) and not v):
+            width = next((t.shape[-1] for t in value if isinstance(t, Tensor) and t.ndim == 2), 4)
+            raise TypeError(
+                f"boxes[{i}] must be a tensor, got {_check.describe(v)}; no boxes are torch.zeros(0, {width})"
+            )
+    if all(isinstance(v, (numbers.Real, list, tuple)) for v in value):
+        deep = any(isinstance(v, (list, tuple)) and isinstance(v[0], (list, tuple)) for v in value)
+        each = "them, [torch.as_tensor(b, dtype=torch.float32) for b in boxes]"
+        kind, remedy = TypeError, f"convert {each if deep else 'it with torch.as_tensor(boxes, dtype=torch.float32)'}"
+    elif all(isinstance(v, numbers.Real) or (isinstance(v, Tensor) and v.ndim == 0) for v in value):
+        kind = ValueError
+        mixed = any(isinstance(v, numbers.Real) for v in value)
+        remedy = f"a box of numbers is torch.stack({'[torch.as_tensor(v) for v in boxes]' if mixed else 'boxes'})"
+    elif all(isinstance(v, Tensor) and v.ndim == 1 and v.shape == value[0].shape != (0,) for v in value):
+        kind, remedy = ValueError, "boxes of one tensor each are torch.stack(boxes)"
+    else:
+        return
+    raise kind(f"boxes must be a tensor, or a list of one tensor per image, got {_check.describe(value)}; {remedy}")
 
 
 def shards(images: Any, boxes: Any, batch_index: Any, axes: int) -> None:
