@@ -1,12 +1,14 @@
-"""`normal_equations` and `roi_align` of images of different sizes: those of each image alone."""
+"""`normal_equations`, `roi_align` and `paste` of lists: as of each image alone; and what takes none."""
 
 from __future__ import annotations
+
+import re
 
 import pytest
 import torch
 
 import diffcrop
-from diffcrop import normal_equations, roi_align
+from diffcrop import _ops_paste, normal_equations, roi_align
 from test_ragged import ROWS, SIZES, arguments, nested, scene
 
 f64 = torch.float64
@@ -135,3 +137,37 @@ def test_errors_of_roi_align(maps, boxes, error, said):
     with pytest.raises(error) as caught:
         roi_align(maps, boxes, 2)
     assert all(part in str(caught.value) for part in said), str(caught.value)
+
+
+# --- paste ------------------------------------------------------------------------------------------------------------
+
+
+def pastes(generator):
+    """Patches, boxes and canvases of three sizes."""
+    canvases, boxes = scene(generator)
+    return torch.rand(5, 3, 2, 4, generator=generator, dtype=f64), boxes, canvases
+
+
+WRONG = {
+    "channels": ({"canvas": lambda c: [c[0], c[1][:1], c[2]]}, "canvas[1] and patches must have as many channels"),
+    "dtype": ({"canvas": lambda c: [c[0], c[1], c[2].float()]}, "patches and canvas[2] must agree in dtype"),
+    "device": ({"canvas": lambda c: [c[0], c[1].to("meta"), c[2]]}, "patches and canvas[1] must be on the same device"),
+    "boxes": ({"boxes": lambda b: [t.to("meta") for t in b]}, "patches and boxes[0] must be on the same device"),
+    "nearest": ({"boxes": lambda b: [*b[:2], b[2].requires_grad_()], "mode": lambda _: "nearest"}, "boxes[2].detach()"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_canvases_of_a_list_are_checked_before_any_work(what, monkeypatch, generator):
+    patches, boxes, canvases = pastes(generator)
+    change, text = WRONG[what]
+    given = {"boxes": boxes, "canvas": canvases, "mode": "bilinear"}
+    given |= {name: function(given[name]) for name, function in change.items()}
+    monkeypatch.setattr(_ops_paste, "paste", lambda *_: pytest.fail("pasted before the error was found"))
+    with pytest.raises(ValueError, match=re.escape(text)):
+        diffcrop.paste(patches, **given)
+    with pytest.raises(pytest.fail.Exception, match="pasted before"):
+        diffcrop.paste(patches, boxes, canvas=canvases)
+    index = torch.tensor([2, 0, 2, 0, 0])
+    with pytest.raises(ValueError, match=r"patches and batch_index must be on the same device"):
+        diffcrop.paste(patches, torch.cat(boxes), canvas=canvases, batch_index=index.to("meta"))

@@ -103,20 +103,20 @@ def rows(given: Tensor, count: int, axes: int, what: str) -> None:
         )
 
 
-def canvas(value: Tensor, given: Tensor, axes: int) -> Tensor:
-    """(C, *spatial) or (B, C, *spatial), with the patches' channels."""
-    _check_crop.image(value, axes, "canvas")
+def canvas(value: Any, given: Tensor, axes: int, name: str = "canvas", batched: bool | None = None) -> Tensor:
+    """(C, *spatial) or (B, C, *spatial), with the patches' channels; ``batched`` False admits the former only."""
+    _check_crop.image(value, axes, name, batched)
     mine, theirs = value.shape[-axes - 1], given.shape[-axes - 1]
     if mine != theirs:
-        raise ValueError(f"canvas and patches must have as many channels, got {mine} and {theirs}")
+        raise ValueError(f"{name} and patches must have as many channels, got {mine} and {theirs}")
     return value
 
 
-def canvas_list(value: Sequence[Any], axes: int) -> list[Tensor]:
-    """B canvases (C, *spatial) of their own sizes."""
+def canvas_list(value: Sequence[Any], given: Tensor, axes: int) -> list[Tensor]:
+    """B canvases (C, *spatial) of their own sizes, with the patches' channels."""
     if not value:
         raise ValueError("canvas must not be an empty list: there is nothing to paste onto")
-    return [_check_crop.image(t, axes, f"canvas[{i}]", batched=False) for i, t in enumerate(value)]
+    return [canvas(t, given, axes, f"canvas[{i}]", False) for i, t in enumerate(value)]
 
 
 def size(value: Any, axes: int, onto: Tensor | None) -> tuple[int, ...]:
@@ -173,7 +173,7 @@ def same(given: Tensor, **others: Tensor | None) -> None:
                 f"patches and {name} must be on the same device, got {given.device} and {tensor.device}; "
                 f"move one with {name}.to({str(given.device)!r})"
             )
-    floating = {name: t.dtype for name, t in tensors.items() if name in _PIXELS and t.is_floating_point()}
+    floating = {name: t.dtype for name, t in tensors.items() if name.partition("[")[0] in _PIXELS and t.is_floating_point()}
     for name, dtype in floating.items():
         first = next(iter(floating))
         if dtype != floating[first]:

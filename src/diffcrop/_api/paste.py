@@ -314,7 +314,7 @@ def _paste_list(
     listed = isinstance(boxes, (list, tuple))
     axes = _check_crop.box_list(boxes, _check_paste.TURNED) if listed else _check.boxes(boxes, five=_check_paste.FIVE)
     patches = _check_paste.patches(patches, axes)
-    onto = _check_paste.canvas_list(canvas, axes)
+    onto = _check_paste.canvas_list(canvas, patches, axes)
     _bounding.fits(canvases, [one.shape[-axes:] for one in onto], "canvases")
     count = len(onto)
     if size is not None:
@@ -322,7 +322,21 @@ def _paste_list(
     _check_paste.batch_size(batch_size, onto, count)
     if alpha is not None:
         _check_paste.alpha(alpha, patches, axes)
+    named = {f"boxes[{i}]": mine for i, mine in enumerate(boxes)} if listed else {"boxes": boxes}
+    for name, mine in named.items():
+        _check_crop.differentiable(mine, options["mode"], name)
+    if batch_index is not None:
+        _check_crop.index_kind(batch_index)
+    for i, one in enumerate(onto):
+        _check_paste.same(patches, **named, alpha=alpha, **{f"canvas[{i}]": one}, batch_index=batch_index)
     leading = patches.ndim - axes - 1
+    named = {f"boxes[{i}]": mine for i, mine in enumerate(boxes)} if listed else {"boxes": boxes}
+    for name, mine in named.items():
+        _check_crop.differentiable(mine, options["mode"], name)
+    if batch_index is not None:
+        _check_crop.index_kind(batch_index)
+    for i, one in enumerate(onto):
+        _check_paste.same(patches, **named, alpha=alpha, **{f"canvas[{i}]": one}, batch_index=batch_index)
     if listed:
         _listed(boxes, count, None)
         if batch_index is not None:
@@ -333,7 +347,6 @@ def _paste_list(
         mattes = [None] * count if alpha is None else alpha.split(lengths)
         each = list(boxes)
     elif batch_index is not None:
-        _check_crop.index_kind(batch_index)
         _check_paste.rows(patches, batch_index.shape[0] if batch_index.ndim else 0, axes, "batch_index")
         index = plain(_check_crop.batch_index(batch_index, boxes, count)).to(torch.int64)
         rows = [(index == b).nonzero().squeeze(1) for b in range(count)]
