@@ -9,6 +9,7 @@ import torch
 
 import diffcrop
 from diffcrop import _ops_paste, normal_equations, roi_align
+from diffcrop.compat import kornia, tensorflow
 from test_ragged import ROWS, SIZES, arguments, nested, scene
 
 f64 = torch.float64
@@ -148,6 +149,35 @@ def pastes(generator):
     return torch.rand(5, 3, 2, 4, generator=generator, dtype=f64), boxes, canvases
 
 
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+def test_nested_boxes_and_canvases_of_paste(serving, layout, generator):
+    """As lists of their parts, with their gradients; nested canvases have boxes of every form."""
+    patches, boxes, canvases = pastes(generator)
+    leaves = [t.clone().requires_grad_() for t in (*boxes, *canvases)]
+    listed = diffcrop.paste(patches, leaves[:3], canvas=leaves[3:], impl=serving)
+    found = diffcrop.paste(
+        patches, nested(leaves[:3], layout), canvas=nested(leaves[3:], torch.strided), impl=serving
+    )
+    assert type(found) is list
+    weights = [torch.rand(c.shape, generator=generator, dtype=f64) for c in canvases]
+    for mine, theirs in zip(found, listed, strict=True):
+        assert torch.equal(mine, theirs)
+    slopes = [
+        torch.autograd.grad(sum((r * w).sum() for r, w in zip(results, weights, strict=True)), leaves)
+        for results in (found, listed)
+    ]
+    for mine, theirs in zip(*slopes, strict=True):
+        assert torch.equal(mine, theirs)
+    assert slopes[0][0].ne(0).all()
+    onto = nested(canvases, torch.strided)
+    index = torch.tensor([2, 0, 2, 0, 0])
+    found = diffcrop.paste(patches, torch.cat(boxes), canvas=onto, batch_index=index, impl=serving)
+    listed = diffcrop.paste(patches, torch.cat(boxes), canvas=canvases, batch_index=index, impl=serving)
+    assert all(torch.equal(*pair) for pair in zip(found, listed, strict=True))
+    batch = diffcrop.paste(patches, nested(boxes, layout), (7, 9), impl=serving)
+    assert torch.equal(batch, diffcrop.paste(patches, boxes, (7, 9), impl=serving))
+
+
 WRONG = {
     "channels": ({"canvas": lambda c: [c[0], c[1][:1], c[2]]}, "canvas[1] and patches must have as many channels"),
     "dtype": ({"canvas": lambda c: [c[0], c[1], c[2].float()]}, "patches and canvas[2] must agree in dtype"),
@@ -171,3 +201,43 @@ def test_canvases_of_a_list_are_checked_before_any_work(what, monkeypatch, gener
     index = torch.tensor([2, 0, 2, 0, 0])
     with pytest.raises(ValueError, match=r"patches and batch_index must be on the same device"):
         diffcrop.paste(patches, torch.cat(boxes), canvas=canvases, batch_index=index.to("meta"))
+
+
+# --- what is no list --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+def test_nested_boxes_of_a_pyramid(layout, generator):
+    maps = {name: torch.rand(2, 3, n, n, generator=generator, dtype=f64) for name, n in (("fine", 32), ("coarse", 16))}
+    boxes = [torch.rand(k, 4, generator=generator, dtype=f64) * 64 for k in (3, 2)]
+    pool = diffcrop.nn.MultiScaleRoIAlign(["fine", "coarse"], 3, 2, canonical_scale=20, canonical_level=1)
+    expected = pool(maps, boxes, [(64, 64)] * 2)
+    assert expected.ne(0).any()
+    assert torch.equal(pool(maps, nested(boxes, layout), [(64, 64)] * 2), expected)
+
+
+X, BOX, TWO = torch.zeros(2, 3, 8, 9), torch.zeros(2, 4), torch.zeros(2, 2, 3)
+NOT_LISTS = {
+    "images of warp_with_jacobian": (lambda n: diffcrop.warp_with_jacobian(n(X), TWO[0], 4), "images must be"),
+    "matrix": (lambda n: diffcrop.warp_with_jacobian(X, n(TWO), 4), "matrix must be"),
+    "size": (lambda n: diffcrop.crop(X, BOX, n(BOX)), "size must be"),
+    "batch_index": (lambda n: diffcrop.crop(X, BOX, 4, batch_index=n(BOX)), "batch_index must be"),
+    "patches": (lambda n: diffcrop.paste(n(X[None].expand(2, 2, 3, 8, 9)), BOX, 9), "patches must be"),
+    "alpha": (lambda n: diffcrop.paste(X, BOX, 9, alpha=n(X[:, :1])), "alpha must be"),
+    "maps": (
+        lambda n: diffcrop.nn.MultiScaleRoIAlign(["a"], 3)({"a": n(X)}, [BOX], [(8, 9)]),
+        "x must hold feature maps",
+    ),
+    "tensorflow": (lambda n: tensorflow.crop_and_resize(X, n(BOX[None]), torch.tensor([0]), (3, 3)), "boxes must be"),
+    "kornia": (lambda n: kornia.crop_and_resize(X, n(BOX.reshape(1, 2, 2, 2)), (3, 3)), "boxes must be"),
+}
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+@pytest.mark.parametrize("what", NOT_LISTS)
+def test_nested_tensors_elsewhere_are_named(what, layout):
+    """By their number of parts, not by an internal error of PyTorch's."""
+    call, text = NOT_LISTS[what]
+    with pytest.raises(TypeError, match=re.escape(text)) as caught:
+        call(lambda tensor: nested([*tensor], layout))
+    assert re.search("nested tensor of 2 parts|nested tensor of 1 parts|got a nested one", str(caught.value))

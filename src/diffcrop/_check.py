@@ -29,6 +29,8 @@ def describe(value: Any) -> str:
 
     Tensors and arrays by dtype and shape (never by their numbers: that may synchronise), lists of them by the first.
     """
+    if isinstance(value, Tensor) and value.is_nested:
+        return f"a nested tensor of {value.size(0)} parts"
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
     if _has_shape(value) and not _is_numpy_scalar(value):
@@ -46,6 +48,8 @@ _AN = (*"aeioAEIO", "nd")  # what takes it; a "uint8" does not
 
 
 def _has_shape(value: Any) -> bool:
+    if isinstance(value, Tensor):  # a nested one raises where it is asked
+        return True
     return isinstance(getattr(value, "shape", None), tuple) and not isinstance(value, type)
 
 
@@ -176,7 +180,7 @@ def to(value: Any) -> str:
 def flag(value: Any, name: str) -> bool:
     """True or False."""
     if not isinstance(value, bool):
-        one = _has_shape(value) and tuple(value.shape) == ()
+        one = _has_shape(value) and getattr(value, "ndim", None) == 0
         raise TypeError(f"{name} must be True or False, got {describe(value)}{f'; pass bool({name})' if one else ''}")
     return value
 
@@ -222,7 +226,7 @@ def size(
     if not isinstance(value, (tuple, list)):
         remedy = ""
         if _has_shape(value):
-            remedy = f"; pass {name}.tolist()" if len(given.shape) < 2 else "; " + hint.replace("{axes}", str(axes))
+            remedy = f"; pass {name}.tolist()" if given.ndim < 2 else "; " + hint.replace("{axes}", str(axes))
         raise TypeError(f"{name} must be {wanted}, got {describe(given)}{remedy}")
     for n in value:
         if not _is_int(n):

@@ -33,6 +33,8 @@ def patches(value: Any, axes: int) -> Tensor:
             f"patches must be a tensor, got {_check.describe(value)}; stack patches of one size with torch.stack, and "
             "paste those of another size in a second call, onto the result of the first"
         )
+    if isinstance(value, Tensor):
+        _check.dense(value, "patches")
     if isinstance(value, Tensor) and value.ndim == axes + 3:
         return _check_crop.image(value.flatten(0, 1), axes, "patches").unflatten(0, value.shape[:2])
     try:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from . import _check, _check_crop
-from ._context import is_sharded
+from ._context import is_sharded, parts
 
 MODES = ("sample", "exact")
 _MODE_HINTS = {
@@ -94,7 +94,7 @@ def maps(values: Mapping[str, Any]) -> None:
     first, theirs = next(iter(values.items()))
     for name, value in values.items():
         mine = f"x[{name!r}]"
-        if not isinstance(value, Tensor) or value.ndim != 4 or 0 in value.shape[2:]:
+        if not isinstance(value, Tensor) or value.is_nested or value.ndim != 4 or 0 in value.shape[2:]:
             raise TypeError(
                 f"x must hold feature maps (B, C, H, W), not empty, got {_check.describe(value)} for {mine}"
             )
@@ -107,8 +107,9 @@ def maps(values: Mapping[str, Any]) -> None:
             )
 
 
-def box_list(value: Any, count: int) -> None:
-    """A list with a tensor (K_b, 4) for each of ``count`` images."""
+def box_list(value: Any, count: int) -> Sequence[Tensor]:
+    """A list, or a nested tensor, with a tensor (K_b, 4) for each of ``count`` images. Returns the list."""
+    value = parts(value)
     if not isinstance(value, (list, tuple)):
         hint = "; pass [boxes] for one image" if isinstance(value, Tensor) else ""
         raise TypeError(f"boxes must be a list of one tensor (K, 4) per image, got {_check.describe(value)}{hint}")
@@ -116,6 +117,7 @@ def box_list(value: Any, count: int) -> None:
         boxes(value, 2, count, _check.FIVE)
     elif count:
         raise ValueError(f"boxes must be a list of one tensor (K, 4) per image, got none for {count} images")
+    return value
 
 
 def indices(column: Tensor, count: int) -> None:

@@ -76,6 +76,11 @@ def _rules(kind: type) -> tuple[Any, Any]:
     return getattr(kind.__torch_function__, "__func__", None), getattr(kind, "__torch_dispatch__", None)
 
 
+def parts(value: Any) -> Any:
+    """A nested tensor as the list of its parts, differentiably; anything else as it is."""
+    return list(value.unbind()) if isinstance(value, Tensor) and value.is_nested else value
+
+
 def is_sharded(value: Any) -> bool:
     """Whether this is a DTensor, told without importing torch.distributed."""
     if type(value) in (Tensor, torch.nn.Parameter):

@@ -147,7 +147,7 @@ class MultiScaleRoIAlign(nn.Module):
 
         Args:
             x: feature maps (B, C, H, W) by name; others than ``featmap_names`` may be among them.
-            boxes: a tensor (K_b, 4) of corners for each image, in pixels of the images.
+            boxes: a list with a tensor (K_b, 4) of corners for each image, in pixels of the images; or a nested tensor.
             image_shapes: (h, w) of each image before they were padded to one size.
 
         """
@@ -159,7 +159,7 @@ class MultiScaleRoIAlign(nn.Module):
         maps = {name: value for name, value in x.items() if name in self.featmap_names}
         _check_roi.maps(maps)
         maps = list(maps.values())
-        _check_roi.box_list(boxes, len(maps[0]))
+        boxes = _check_roi.box_list(boxes, len(maps[0]))
         for i, each in enumerate(boxes):
             _check_crop.same_device(maps[0], each, None, f"boxes[{i}]", "x")
         scales = self.scales(maps, image_shapes)

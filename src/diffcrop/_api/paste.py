@@ -153,6 +153,7 @@ def paste(
         "align_corners": align_corners,
         "impl": impl,
     }
+    boxes, canvas = ragged.parts(boxes), ragged.parts(canvas)
     several = isinstance(canvas, (list, tuple))
     return (_paste_list if several else _paste)(patches, boxes, size, canvas, alpha, batch_size, batch_index, **options)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffcrop import _boxes, _check_crop
-from diffcrop._context import full_precision, plain
+from diffcrop._context import full_precision, parts, plain
 
 
 class Rows(NamedTuple):
@@ -62,11 +62,6 @@ class Rows(NamedTuple):
 def is_list(value: Any) -> bool:
     """Whether this is several tensors: a list, a tuple or a nested tensor."""
     return isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and value.is_nested)
-
-
-def parts(value: Any) -> Any:
-    """A nested tensor as the list of its parts, differentiably; anything else as it is."""
-    return list(value.unbind()) if isinstance(value, Tensor) and value.is_nested else value
 
 
 def flattened(boxes: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:

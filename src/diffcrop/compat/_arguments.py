@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffcrop._check import LONGEST, choice, describe, flag, real
+from diffcrop._check import LONGEST, choice, dense, describe, flag, real
 
 __all__ = ["choice", "describe", "flag", "is_int", "last", "number", "size", "tensor"]
 
@@ -20,6 +20,7 @@ def tensor(value: Any, name: str, shape: str, ndim: int) -> Tensor:
         raise TypeError(
             f"{name} must be a tensor of shape {shape}, got {describe(value)}; convert with torch.as_tensor"
         )
+    dense(value, name)
     if value.ndim != ndim:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
     return value
