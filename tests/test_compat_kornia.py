@@ -166,6 +166,15 @@ def test_transforms(generator):
     assert one.abs().max() > 0.1
 
 
+def test_boxes_beside_a_batch_are_looked_at(generator):
+    """A box of one row has no projective map, but is defined under vmap of the image alone, too."""
+    images = torch.rand(3, 1, 1, H, W, generator=generator, dtype=f64)
+    row = rectangle(1, 2, 4, 2)[None]
+    expected = torch.stack([ours.crop_and_resize(image, row, (1, 3)) for image in images])
+    assert expected.isfinite().all()
+    assert torch.equal(torch.func.vmap(lambda i: ours.crop_and_resize(i, row, (1, 3)))(images), expected)
+
+
 def test_a_nan_box_stays_alone(generator):
     image = torch.rand(2, 1, H, W, generator=generator, dtype=f64, requires_grad=True)
     boxes = BOXES["trapezoids"].clone()

@@ -375,7 +375,10 @@ def _wide(value: Tensor) -> Tensor:
 
 
 def _may_look(value: Tensor) -> bool:
-    """Whether values may be read without waiting for a device or breaking a graph."""
+    """Whether values may be read without waiting for a device or breaking a graph.
+
+    Unlike `_check.may_look` also under vmap of the image alone, where boxes of one row or column stay defined.
+    """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or value.device.type != "cpu":  # pyright: ignore[reportPrivateImportUsage]
         return False
     if _get_current_dispatch_mode_stack():  # fake tensors and the like
