@@ -151,7 +151,7 @@ CASES = [
     (TypeError, images(None, torch.zeros(6)), "images", "(C, D, H, W) or (B, C, D, H, W)"),
     (TypeError, images(IMAGE.to(torch.complex64)), "images must be floating-point", "complex64", "(3, 8, 9)"),
     (ValueError, images(IMAGE[0]), "images must have shape (C, H, W)", "4 numbers", "(8, 9)", "images[None]"),
-    (ValueError, images(IMAGES[None]), "images", "(1, 2, 3, 8, 9)", "images.flatten(0, 1); volumes take boxes of 6 numbers"),
+    (ValueError, images(IMAGES[None]), "(1, 2, 3, 8, 9)", "images.flatten(0, 1); volumes take boxes of 6 numbers"),
     (ValueError, images(IMAGES, torch.zeros(2)), "2 numbers", "(2, 3, 8, 9)", "; images take boxes of 4 numbers"),
     (ValueError, images(torch.zeros(9)), "images must have shape", "4 numbers", "(9,)"),
     (ValueError, images(torch.zeros(())), "images must have shape", "4 numbers", "shape ()"),

@@ -155,9 +155,7 @@ def test_nested_boxes_and_canvases_of_paste(serving, layout, generator):
     patches, boxes, canvases = pastes(generator)
     leaves = [t.clone().requires_grad_() for t in (*boxes, *canvases)]
     listed = diffcrop.paste(patches, leaves[:3], canvas=leaves[3:], impl=serving)
-    found = diffcrop.paste(
-        patches, nested(leaves[:3], layout), canvas=nested(leaves[3:], torch.strided), impl=serving
-    )
+    found = diffcrop.paste(patches, nested(leaves[:3], layout), canvas=nested(leaves[3:], torch.strided), impl=serving)
     assert type(found) is list
     weights = [torch.rand(c.shape, generator=generator, dtype=f64) for c in canvases]
     for mine, theirs in zip(found, listed, strict=True):

@@ -175,7 +175,8 @@ def same(given: Tensor, **others: Tensor | None) -> None:
                 f"patches and {name} must be on the same device, got {given.device} and {tensor.device}; "
                 f"move one with {name}.to({str(given.device)!r})"
             )
-    floating = {name: t.dtype for name, t in tensors.items() if name.partition("[")[0] in _PIXELS and t.is_floating_point()}
+    pixels = {name: t for name, t in tensors.items() if name.partition("[")[0] in _PIXELS}
+    floating = {name: t.dtype for name, t in pixels.items() if t.is_floating_point()}
     for name, dtype in floating.items():
         first = next(iter(floating))
         if dtype != floating[first]:

@@ -61,9 +61,7 @@ def _pixels(value: Any, name: str, ranks: tuple[int, ...]) -> Tensor:
     shapes = {3: "(C, H, W)", 4: "(B, C, H, W)" if name == "image" else "(T, C, h, w)", 5: "(B, T, C, h, w)"}
     wanted = " or ".join(shapes[rank] for rank in ranks)
     if not isinstance(value, Tensor):
-        raise TypeError(
-            f"{name} must be a tensor of shape {wanted}, got {type(value).__name__}; {PICTURE}"
-        )
+        raise TypeError(f"{name} must be a tensor of shape {wanted}, got {type(value).__name__}; {PICTURE}")
     if value.layout != torch.strided or value.is_nested:
         raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}; convert with to_dense()")
     if value.is_complex() or (value.is_floating_point() and value.dtype not in _FLOATS):
