@@ -331,13 +331,6 @@ def _paste_list(
     for i, one in enumerate(onto):
         _check_paste.same(patches, **named, alpha=alpha, **{f"canvas[{i}]": one}, batch_index=batch_index)
     leading = patches.ndim - axes - 1
-    named = {f"boxes[{i}]": mine for i, mine in enumerate(boxes)} if listed else {"boxes": boxes}
-    for name, mine in named.items():
-        _check_crop.differentiable(mine, options["mode"], name)
-    if batch_index is not None:
-        _check_crop.index_kind(batch_index)
-    for i, one in enumerate(onto):
-        _check_paste.same(patches, **named, alpha=alpha, **{f"canvas[{i}]": one}, batch_index=batch_index)
     if listed:
         _listed(boxes, count, None)
         if batch_index is not None:
