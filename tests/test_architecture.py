@@ -43,6 +43,7 @@ ARROWS = {
         "_homography",
         "_ops_warp",
     },
+    "_bounding": {"_boxes"},
     "_check": {"_boxes", "_context"},
     "_check_crop": {"_check", "_filters", "_options", "_context"},
     "_check_normal": {"_check", "_check_crop", "_normal", "_context"},
@@ -73,17 +74,17 @@ ARROWS = {
     "_lattice": {"_filters", "_context"},
     "_bins": {"_filters"},
     "_context": set(),
-    # The public API, and errors, which have one wording.
+    # The public API, errors, which have one wording, and how tags of boxes are read.
     "nn": {"public", "_check", "_nn_roi"},
-    "_nn_roi": {"public", "_check", "_check_crop", "_check_roi"},
-    "search": {"public", "_check", "search"},
-    "compat": {"public", "_check", "_check_crop", "_check_warp", "compat"},
+    "_nn_roi": {"public", "_bounding", "_check", "_check_crop", "_check_roi"},
+    "search": {"public", "_bounding", "_check", "search"},
+    "compat": {"public", "_bounding", "_check", "_check_crop", "_check_warp", "compat"},
     "cli": {"public", "cli"},
     "__main__": {"cli"},
     # Written by the build: what it found.
     "_build_info": set(),
 }
-LEAVES = {"_bounding", "_boxes", "_context", "_filters", "_normal", "_options", "_impl", "_impl.cpu"}
+LEAVES = {"_boxes", "_context", "_filters", "_normal", "_options", "_impl", "_impl.cpu"}
 # Only these may know torch's operators, and only this one the compiled library.
 FACES = {"_ops", "_ops_list", "_ops_paste", "_ops_warp", "_flops", "_impl.cpu", "_sharding"}
 

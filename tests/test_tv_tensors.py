@@ -10,6 +10,7 @@ import torch
 
 import diffcrop
 from diffcrop import convert_boxes, coverage, crop, crop_with_jacobian, normal_equations, paste, roi_align
+from diffcrop.compat.tensorflow import crop_and_resize
 from tv_tensors import BoundingBoxes, Image
 
 f64 = torch.float64
@@ -187,6 +188,115 @@ def test_rotated_formats(several, image):
         torch.testing.assert_close(one, plain, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("image_size", [None, (H, W)])
+def test_placement(image_size, image):
+    """The corners and matrices of a tagged box are those of what `crop_rotated` and `crop_quad` crop there."""
+    numbers = [2.3, 4.1, 5.2, 3.3, 24.0]
+    eight = torch.tensor([turned_corners(*numbers)], dtype=f64)
+    centre = [*(eight[0, :2] + eight[0, 4:6]).div(2).tolist(), *numbers[2:]]
+    for form, row in (("XYWHR", numbers), ("CXCYWHR", centre)):
+        leaf = torch.tensor([row], dtype=f64, requires_grad=True)
+        boxes = BoundingBoxes(leaf, format=form, canvas_size=(H, W))
+        quads = diffcrop.rotated_to_quads(boxes, image_size)
+        torch.testing.assert_close(quads, eight.unflatten(1, (4, 2)), rtol=0, atol=1e-12)
+        (grad,) = torch.autograd.grad(quads.square().sum(), leaf)
+        assert (grad != 0).all()
+        matrix = diffcrop.rotated_to_matrix(boxes, SIZE, image_size)
+        expected = diffcrop.crop_rotated(image, boxes, SIZE)
+        torch.testing.assert_close(diffcrop.warp(image, matrix, SIZE), expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(diffcrop.crop_quad(image, quads, SIZE), expected, rtol=0, atol=1e-12)
+    tagged = BoundingBoxes(eight, format="XYXYXYXY", canvas_size=(H, W))
+    expected = diffcrop.quads_to_matrix(eight.unflatten(1, (4, 2)), SIZE)
+    assert torch.equal(diffcrop.quads_to_matrix(tagged, SIZE, image_size), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_centres_of_half_precision(dtype):
+    """What the numbers say is computed from them, not rounded to their dtype again; also beside plain boxes."""
+    numbers = torch.tensor([[301.0, 254.0, 151.0, 87.0, 33.0]]).to(dtype)
+    boxes = BoundingBoxes(numbers, format="XYWHR", canvas_size=(500, 600))
+    expected = torch.tensor([turned_corners(*numbers[0].tolist())]).unflatten(1, (4, 2))
+    torch.testing.assert_close(diffcrop.rotated_to_quads(boxes), expected, rtol=0, atol=1e-4)
+    image = torch.arange(600.0).expand(1, 500, 600)
+    plain = torch.tensor([[200.0, 200.0, 100.0, 60.0, 5.0]]).to(dtype)
+    centred = BoundingBoxes(plain, format="CXCYWHR", canvas_size=(500, 600))
+    found = diffcrop.crop_rotated([image] * 3, [boxes, plain, centred], 1, antialias=False)
+    middle = float(expected[0, :, 0].mean()) - 0.5
+    assert found.flatten().tolist() == pytest.approx([middle, 199.5, 199.5], abs=1e-3)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("levels", [1, 2])
+def test_multi_scale_roi_align(form, levels, generator):
+    """Format and level are theirs, and the gradient arrives in it."""
+    pool = diffcrop.nn.MultiScaleRoIAlign(["fine", "coarse"][:levels], 2, 2, canonical_scale=16, canonical_level=3)
+    maps = {"fine": torch.rand(2, 3, 16, 16, generator=generator, dtype=f64)}
+    maps["coarse"] = torch.rand(2, 3, 8, 8, generator=generator, dtype=f64)
+    plain = torch.tensor([[3.3, 4.1, 11.7, 12.9], [2.2, 1.3, 27.8, 29.4], [20.4, 8.1, 25.3, 15.7]], dtype=f64)
+    shapes = [(32, 32), (32, 30)]
+    pairs = [bounding(plain + i, form, shape) for i, shape in enumerate(shapes)]
+    corners = [(plain + i).requires_grad_() for i in range(2)]
+    expected = pool(maps, corners, shapes)
+    found = pool(maps, [boxes for boxes, _ in pairs], shapes)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    (grad,) = torch.autograd.grad(found.square().sum(), pairs[1][1])
+    again = convert_boxes(corners[1].detach(), to_format=form.lower()).requires_grad_()
+    other = convert_boxes(again, from_format=form.lower())
+    (wanted,) = torch.autograd.grad(pool(maps, [corners[0], other], shapes).square().sum(), again)
+    torch.testing.assert_close(grad, wanted, rtol=0, atol=1e-11)
+    assert (grad != 0).any()
+
+
+def waves():
+    """An image whose place is told by what is there."""
+    x = torch.arange(64.0) * torch.linspace(0.15, 0.4, 64)
+    return (x.cos() + x.sin()[:, None])[None]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("several", [False, True])
+def test_locate(form, several):
+    """A start is read in its own format, one box for one template, or one for each."""
+    image, box = waves(), torch.tensor([30.0, 26.0, 54.0, 45.0], dtype=f64)
+    template = crop(image, box, 12)
+    start, _ = bounding(box[None] + torch.tensor([0.6, -0.4, 0.5, 0.7], dtype=f64), form, (64, 64))
+    found = diffcrop.locate(image, template[None] if several else template, init=start, reach=0)
+    torch.testing.assert_close(found.box.reshape(4), box, rtol=0, atol=1e-2)
+    assert torch.equal(found.trace.boxes[0].reshape(4), convert_boxes(start)[0].detach())
+
+
+@pytest.mark.parametrize("form", ["CXCYWHR", "XYWHR"])
+def test_locate_turned(form):
+    image, box = waves(), torch.tensor([32.0, 30.0, 26.0, 20.0, 25.0], dtype=f64)
+    template = diffcrop.crop_rotated(image, box, 12)
+    near = box + torch.tensor([0.5, -0.4, 0.5, 0.4, 1.0], dtype=f64)
+    given = near.clone()
+    if form == "XYWHR":
+        given[:2] = diffcrop.rotated_to_quads(near)[0]
+    start = BoundingBoxes(given, format=form, canvas_size=(64, 64))
+    found = diffcrop.locate(image, template, init=start, reach=0, rotation=True)
+    torch.testing.assert_close(found.box, box, rtol=0, atol=2e-2)
+    torch.testing.assert_close(found.trace.boxes[0], near, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_fit_boxes(form):
+    """The first box that is looked at is the start, in corners, as ``box_format`` says."""
+    image, box = waves(), torch.tensor([[30.0, 26.0, 54.0, 45.0]], dtype=f64)
+    start, _ = bounding(box, form, (64, 64))
+    seen = []
+    diffcrop.search.fit_boxes(
+        image,
+        lambda crops: crops.flatten(1).sum(1),
+        start,
+        8,
+        steps=1,
+        progress=False,
+        callback=lambda step: seen.append(step.boxes),
+    )
+    torch.testing.assert_close(seen[0].reshape(-1, 4)[:1].double(), box, rtol=0, atol=1e-4)
+
+
 def test_compiled(corners, image):
     """The tag breaks the graph, and is respected."""
     leaf = convert_boxes(corners, to_format="cxcywh")
@@ -201,6 +311,16 @@ BOXES, IMAGE = torch.tensor([[1.0, 1.0, 5.0, 6.0]] * 2), torch.zeros(3, H, W)
 
 def tv(form="XYWH", canvas=(H, W), data=BOXES):
     return BoundingBoxes(data, format=form, canvas_size=canvas)
+
+
+def pooled(boxes):
+    pool = diffcrop.nn.MultiScaleRoIAlign(["fine"], 2, 2)
+    return pool({"fine": torch.zeros(2, 1, H, W)}, boxes, [(H, W)] * 2)
+
+
+def search(init, **options):
+    image = waves()
+    return diffcrop.locate(image, image[:, 10:20, 10:20], init=init, **options)
 
 
 def strange(**attributes):
@@ -239,11 +359,49 @@ def strange(**attributes):
         ("counter-clockwise", "clockwise=True"),
     ),
     (lambda: roi_align(IMAGE[None], [tv("CXCYWHR", data=torch.ones(1, 5))], 2), ("boxes[0]", "crop_rotated")),
+    (lambda: diffcrop.rotated_to_quads(tv()), ("boxes of format XYWH", "diffcrop.crop, not rotated_to_quads")),
+    (
+        lambda: diffcrop.rotated_to_matrix(tv("XYWHR", data=torch.ones(1, 5)), 4, clockwise=True),
+        ("counter-clockwise", "clockwise=True"),
+    ),
+    (
+        lambda: diffcrop.rotated_to_matrix(tv("CXCYWHR", data=torch.ones(1, 5)), 4, (4, W)),
+        ("canvas of (8, 11)", "image_size of (4, 11)"),
+    ),
+    (
+        lambda: diffcrop.rotated_to_quads(tv("XYWHR", data=torch.ones(1, 5)), (H, W), coords="unit"),
+        ("pixels of their canvas", "coords='unit'"),
+    ),
+    (
+        lambda: diffcrop.quads_to_matrix(tv("XYXYXYXY", data=torch.ones(1, 8)), 4, (4, W)),
+        ("quads were made for a canvas of (8, 11)", "image_size of (4, 11)"),
+    ),
+    (lambda: diffcrop.quads_to_matrix(tv(), 4), ("quads of format XYWH", "diffcrop.crop, not quads_to_matrix")),
+    (lambda: pooled([tv(), tv(canvas=(H, 5))]), ("boxes[1]", "canvas of (8, 5)", "image_shapes[1] of (8, 11)")),
+    (lambda: pooled([tv(), tv("XYWHR", data=torch.ones(1, 5))]), ("boxes[1] of format XYWHR", "no upright boxes")),
+    (lambda: search(tv(canvas=(8, 8))), ("init were made for a canvas of (8, 8)", "image of (64, 64)")),
+    (lambda: search(tv("XYWHR", data=torch.ones(1, 5))), ("init must be of format XYXY", "XYWHR", "rotation=True")),
+    (lambda: search(tv("XYXY"), rotation=True), ("init must be of format XYWHR or CXCYWHR", "XYXY", "no rotation")),
+    (
+        lambda: search(tv("XYXYXYXY", data=torch.ones(1, 8)), rotation=True),
+        ("init must be of format XYWHR or CXCYWHR here, got XYXYXYXY",),
+    ),
+    (
+        lambda: diffcrop.search.fit_boxes(IMAGE, lambda c: c.sum((1, 2, 3)), tv(canvas=(4, 4)), 4),
+        ("init were made for a canvas of (4, 4)", "images of (8, 11)"),
+    ),
 ])  # fmt: skip
 def test_errors(call, said):
     with pytest.raises(ValueError) as caught:
         call()
     assert all(part in str(caught.value) for part in said), str(caught.value)
+
+
+def test_tensorflow_refuses_them():
+    """Its numbers are y first, and 0 to 1."""
+    image, index = torch.rand(1, H, W, 2), torch.tensor([0, 0])
+    with pytest.raises(TypeError, match=r"y1, x1, y2, x2.*BoundingBoxes of format XYXY in pixels"):
+        crop_and_resize(image, tv("XYXY"), index, (2, 2))
 
 
 def test_roi_align_takes_them_in_a_list():

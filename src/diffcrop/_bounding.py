@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import _boxes
+
 UPRIGHT = {"XYXY": "xyxy", "XYWH": "xywh", "CXCYWH": "cxcywh"}
 # Rotated formats, and the function that takes what they are.
 ROTATED = {"XYWHR": "crop_rotated", "CXCYWHR": "crop_rotated", "XYXYXYXY": "crop_quad"}
@@ -79,10 +81,21 @@ def _read(boxes: Any, box_format: Any, coords: Any, name: str, argument: str) ->
     return Read(boxes.as_subclass(Tensor), own, (canvas_of(boxes, name),))
 
 
-def rotated(boxes: Any, images: Any, coords: Any, clockwise: bool, angle_unit: str) -> Any:
+def rotated(
+    boxes: Any,
+    sizes: Sequence[Sequence[int]],
+    coords: Any,
+    clockwise: bool,
+    angle_unit: str,
+    *,
+    function: str = "crop_rotated",
+    what: str = "images",
+    name: str = "boxes",
+) -> Any:
     """Boxes of a rotated format as (cx, cy, w, h, angle), or lists of them; plain ones as they are.
 
-    Torchvision's angles are degrees, counter-clockwise on the screen, about the corner (x, y) for XYWHR.
+    Torchvision's angles are degrees, counter-clockwise on the screen, about the corner (x, y) for XYWHR. ``sizes`` are
+    those of ``what`` the caller calls so, ``function``; none where they are not known.
     """
 
     def convert(one: Any, tag: str, name: str) -> Tensor:
@@ -92,24 +105,50 @@ def rotated(boxes: Any, images: Any, coords: Any, clockwise: bool, angle_unit: s
                 f"angle_unit={angle_unit!r}; leave them out"
             )
         bare = one.as_subclass(Tensor)
+        if bare.shape[-1:] != (5,):
+            return bare  # for the caller to refuse
         if tag == "CXCYWHR":
-            return bare
-        x, y, w, h, angle = bare.unbind(-1)
+            return _boxes.promote(bare)
+        # Half precision does not hold what the centre is made of.
+        x, y, w, h, angle = _boxes.widen(bare).unbind(-1)
         turn = torch.deg2rad(angle)
         cos, sin = torch.cos(turn), torch.sin(turn)
-        return torch.stack([x + (w * cos + h * sin) / 2, y + (h * cos - w * sin) / 2, w, h, angle], -1)
+        centred = torch.stack([x + (w * cos + h * sin) / 2, y + (h * cos - w * sin) / 2, w, h, angle], -1)
+        return centred.to(_boxes.promoted_dtype(bare.dtype))
 
-    return _turned(boxes, images, coords, "boxes", "crop_rotated", convert)
+    return _turned(boxes, sizes, coords, (name, what), (function, "crop_rotated"), convert)
 
 
-def quads(value: Any, images: Any, coords: Any) -> Any:
+def quads(
+    value: Any, sizes: Sequence[Sequence[int]], coords: Any, *, function: str = "crop_quad", what: str = "images"
+) -> Any:
     """Boxes of format XYXYXYXY as corners (..., 4, 2), or lists of them; plain ones as they are."""
-    return _turned(
-        value, images, coords, "quads", "crop_quad", lambda one, *_: one.as_subclass(Tensor).unflatten(-1, (4, 2))
-    )
+
+    def convert(one: Any, *_: Any) -> Tensor:
+        bare = one.as_subclass(Tensor)
+        return bare.unflatten(-1, (4, 2)) if bare.shape[-1:] == (8,) else bare
+
+    return _turned(value, sizes, coords, ("quads", what), (function, "crop_quad"), convert)
 
 
-def _turned(boxes: Any, images: Any, coords: Any, name: str, function: str, convert: Callable[..., Tensor]) -> Any:
+def sizes_of(images: Any) -> list[Sequence[int]]:
+    """(H, W) of images, one or a list of them; none where they are no images, which is the caller's error."""
+    each = images if isinstance(images, (list, tuple)) else [images]
+    if not all(isinstance(image, Tensor) and image.ndim > 1 for image in each):
+        return []
+    return [image.shape[-2:] for image in each]
+
+
+def _turned(
+    boxes: Any,
+    sizes: Sequence[Sequence[int]],
+    coords: Any,
+    names: tuple[str, str],
+    functions: tuple[str, str],
+    convert: Callable[..., Tensor],
+) -> Any:
+    """``names``: of the boxes and of what has the sizes. ``functions``: the caller, and which crops such boxes."""
+    (name, what), (function, cropping) = names, functions
     listed = isinstance(boxes, (list, tuple))
     if not any(map(is_bounding, boxes if listed else (boxes,))):
         return boxes
@@ -117,19 +156,18 @@ def _turned(boxes: Any, images: Any, coords: Any, name: str, function: str, conv
     for i, one in enumerate(boxes if listed else (boxes,)):
         mine = f"{name}[{i}]" if listed else name
         if not is_bounding(one):
-            made.append(one)
+            # Those of a list agree in dtype, and tagged ones are promoted.
+            made.append(_boxes.promote(one) if isinstance(one, Tensor) and one.is_floating_point() else one)
             canvases.append(None)
             continue
         tag = format_of(one, mine)
-        if ROTATED.get(tag, "crop") != function:
+        if ROTATED.get(tag, "crop") != cropping:
             raise ValueError(f"{mine} of format {tag} are for diffcrop.{ROTATED.get(tag, 'crop')}, not {function}")
         if coords != "pixel":
             raise ValueError(f"{mine} are in pixels of their canvas, got coords={coords!r}; leave it out")
         made.append(convert(one, tag, mine))
         canvases.append(canvas_of(one, mine))
-    each = images if isinstance(images, (list, tuple)) else [images]
-    if all(isinstance(image, Tensor) and image.ndim > 1 for image in each):  # else it is the caller's error
-        fits(canvases, [image.shape[-2:] for image in each], name=name)
+    fits(canvases, sizes, what, name)
     return made if listed else made[0]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 # The package, not its names: they are looked up when called, so either may be imported first.
 import diffcrop
 
-from . import _check_crop, _check_roi
+from . import _bounding, _check_crop, _check_roi
 from ._check import describe
 
 
@@ -147,8 +147,10 @@ class MultiScaleRoIAlign(nn.Module):
 
         Args:
             x: feature maps (B, C, H, W) by name; others than ``featmap_names`` may be among them.
-            boxes: a list with a tensor (K_b, 4) of corners for each image, in pixels of the images; or a nested tensor.
-            image_shapes: (h, w) of each image before they were padded to one size.
+            boxes: a list with a tensor (K_b, 4) of corners for each image, in pixels of the images; or a nested tensor, or
+                torchvision's ``BoundingBoxes``, whose format is read from them.
+            image_shapes: (h, w) of each image before they were padded to one size. A canvas of ``BoundingBoxes`` must
+                be of that size.
 
         """
         if not isinstance(x, Mapping):
@@ -159,6 +161,9 @@ class MultiScaleRoIAlign(nn.Module):
         maps = {name: value for name, value in x.items() if name in self.featmap_names}
         _check_roi.maps(maps)
         maps = list(maps.values())
+        box_format, canvases = "xyxy", ()
+        if isinstance(boxes, (list, tuple)):
+            boxes, box_format, canvases = _bounding.read(boxes, box_format, "pixel")
         boxes = _check_roi.box_list(boxes, len(maps[0]))
         for i, each in enumerate(boxes):
             _check_crop.same_device(maps[0], each, None, f"boxes[{i}]", "x")
@@ -168,6 +173,9 @@ class MultiScaleRoIAlign(nn.Module):
                 f"image_shapes must have (h, w) of each of the {len(boxes)} images that there are boxes of, "
                 f"got {len(image_shapes)}"
             )
+        _bounding.fits(canvases, image_shapes, "image_shapes")
+        if box_format != "xyxy":
+            boxes = [diffcrop.convert_boxes(each, from_format=box_format) for each in boxes]
         if len(maps) == 1:
             return self._align(maps[0], boxes, scales[0])
         for i, scale in enumerate(scales[1:], 1):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffcrop import _boxes, _check, _check_warp, _homography
+from diffcrop import _bounding, _boxes, _check, _check_warp, _homography
 from diffcrop._context import plain
 
 
@@ -33,7 +34,7 @@ def rotated_to_quads(
     `crop_rotated` of the box.
 
     Args:
-        boxes: (..., 5), any leading shape.
+        boxes: (..., 5), any leading shape; or torchvision's ``BoundingBoxes`` of format XYWHR or CXCYWHR.
         image_size: the image's size, an int or (h, w); needed unless ``coords="pixel"``, where the angle is one of
             pixels all the same.
         coords: the coordinates of the boxes and of the corners.
@@ -56,6 +57,8 @@ def rotated_to_quads(
             [6., 5.]])
 
     """
+    if type(boxes) is not Tensor:
+        boxes = _turned(boxes, image_size, coords, clockwise, angle_unit, "rotated_to_quads")
     _check_warp.described(boxes, _check_warp.ROTATED_ALONE)
     shape = _convention(image_size, coords, align_corners, clockwise, angle_unit, back=True)
     corners = _homography.rotated_corners(
@@ -90,7 +93,7 @@ def rotated_to_matrix(
     ``warp(images, rotated_to_matrix(boxes, size), size)`` is ``crop_rotated(images, boxes, size)``.
 
     Args:
-        boxes: (..., 5), any leading shape.
+        boxes: (..., 5), any leading shape; or torchvision's ``BoundingBoxes``, as for `rotated_to_quads`.
         size: h' and w' of the crop, or one int for both.
         image_size: the image's size, an int or (h, w); needed unless ``coords="pixel"``.
         coords: the coordinates of the boxes. The matrix is always one of pixels.
@@ -111,6 +114,8 @@ def rotated_to_matrix(
             [ 0.5000,  0.0000,  1.0000]])
 
     """
+    if type(boxes) is not Tensor:
+        boxes = _turned(boxes, image_size, coords, clockwise, angle_unit, "rotated_to_matrix")
     _check_warp.described(boxes, _check_warp.ROTATED_ALONE)
     shape = _convention(image_size, coords, align_corners, clockwise, angle_unit)
     matrix = _homography.from_rotated(
@@ -143,7 +148,8 @@ def quads_to_matrix(
     points, in closed form and differentiable.
 
     Args:
-        quads: (..., 4, 2), any leading shape; see `crop_quad`, also for those that are not convex.
+        quads: (..., 4, 2), any leading shape; see `crop_quad`, also for those that are not convex. Or torchvision's
+            ``BoundingBoxes`` of format XYXYXYXY.
         size: h and w of the crop, or one int for both.
         image_size: the image's size, an int or (h, w); needed unless ``coords="pixel"``.
         coords: the coordinates of the corners. The matrix is always one of pixels.
@@ -164,6 +170,9 @@ def quads_to_matrix(
             [ 0.0000, -0.5000,  1.0000]])
 
     """
+    if type(quads) is not Tensor:
+        sizes = _canvas_sizes(quads, image_size)
+        quads = _bounding.quads(quads, sizes, coords, function="quads_to_matrix", what="image_size")
     _check_warp.described(quads, _check_warp.QUADS)
     shape = _convention(image_size, coords, align_corners)
     lattice = _check.size(size, 2, because="")
@@ -215,6 +224,21 @@ def warp_points(points: Tensor, matrix: Tensor, *, to: str = "image") -> Tensor:
     _check.to(to)
     moved = _homography.map_points(_boxes.widen(points), _homography.homogeneous(plain(matrix)), to=to)
     return moved.to(torch.promote_types(*map(_boxes.promoted_dtype, (points.dtype, matrix.dtype))))
+
+
+def _turned(boxes: Any, image_size: Any, coords: Any, clockwise: Any, angle_unit: Any, function: str) -> Any:
+    """Boxes that say their rotated format as (cx, cy, w, h, angle); all else as it is."""
+    _check_warp.clockwise(clockwise)
+    _check_warp.angle_unit(angle_unit)
+    sizes = _canvas_sizes(boxes, image_size)
+    return _bounding.rotated(boxes, sizes, coords, clockwise, angle_unit, function=function, what="image_size")
+
+
+def _canvas_sizes(boxes: Any, image_size: Any) -> list[Sequence[int]]:
+    """What the canvas of boxes is compared with, where they have one."""
+    if image_size is None or not _bounding.is_bounding(boxes):
+        return []
+    return [_check.size(image_size, 2, "image_size")]
 
 
 def _convention(

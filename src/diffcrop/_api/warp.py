@@ -119,7 +119,7 @@ def crop_rotated(
     _check_warp.clockwise(clockwise)
     _check_warp.angle_unit(angle_unit)
     if type(boxes) is not Tensor:
-        boxes = _bounding.rotated(boxes, images, coords, clockwise, angle_unit)
+        boxes = _bounding.rotated(boxes, _bounding.sizes_of(images), coords, clockwise, angle_unit)
     place = _ROTATED._replace(matrices=partial(_homography.from_rotated, clockwise=clockwise, angle_unit=angle_unit))
     return _crops(
         images,
@@ -199,7 +199,7 @@ def crop_quad(
 
     """
     if type(quads) is not Tensor:
-        quads = _bounding.quads(quads, images, coords)
+        quads = _bounding.quads(quads, _bounding.sizes_of(images), coords)
     return _crops(
         images,
         quads,

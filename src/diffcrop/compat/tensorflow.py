@@ -24,7 +24,7 @@ from torch import Tensor
 
 # The package, not its names: they are looked up when called, so either may be imported first.
 import diffcrop
-from diffcrop import _check, _check_crop
+from diffcrop import _bounding, _check, _check_crop
 
 from . import _arguments
 
@@ -54,7 +54,8 @@ def crop_and_resize(
 
     Args:
         image: (B, H, W, C), floating-point, or integers, which give float32.
-        boxes: (R, 4), y1, x1, y2, x2; 0 and 1 are the centres of the first and last pixel. y1 > y2 mirrors.
+        boxes: (R, 4), y1, x1, y2, x2; 0 and 1 are the centres of the first and last pixel. y1 > y2 mirrors. Boxes that
+            say their own format, as torchvision's, are in pixels and refused.
         box_indices: (R,) integers 0..B-1.
         crop_size: (h, w), or a tensor of these two.
         method: ``"bilinear"`` or ``"nearest"`` (halves away from zero).
@@ -84,6 +85,12 @@ def crop_and_resize(
     _check_crop.pixels(image, "image")
     if 0 in image.shape[1:3]:
         raise ValueError(f"image must have at least one pixel along both axes, got {_arguments.describe(image)}")
+    if _bounding.is_bounding(boxes):
+        raise TypeError(
+            f"boxes must be a plain tensor with rows (y1, x1, y2, x2), where 0 and 1 are the centres of the first and "
+            f"last pixel, got {type(boxes).__name__} of format {_bounding.format_of(boxes)} in pixels; diffcrop.crop "
+            "takes those"
+        )
     _arguments.tensor(boxes, "boxes", "(R, 4)", 2)
     _arguments.last(boxes, "boxes", "(R, 4), rows of (y1, x1, y2, x2)", (4,))
     _check.real_tensor(boxes, "boxes")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 # The package, not its names: they are looked up when called, so either may be imported first.
 import diffcrop
+from diffcrop import _bounding
 from diffcrop._check import LONGEST, describe, real, real_tensor
 
 __all__ = ["Problem", "check_images", "check_optimizer", "count", "make_optimizer", "number", "pose"]
@@ -83,6 +85,8 @@ def check_optimizer(optimizer: Any) -> None:
 
 def pose(images: Tensor, init: Any, convention: dict[str, Any], constraints: dict[str, Any]) -> Problem:
     """Bring ``init`` to pixel boxes, after all checks that `LearnableBox` makes."""
+    if _bounding.is_bounding(init):
+        init = _untagged(init, images.shape[-2:], convention)
     if isinstance(init, Tensor):
         real_tensor(init, "init")
         if init.device.type == "meta":
@@ -144,6 +148,13 @@ def pose(images: Tensor, init: Any, convention: dict[str, Any], constraints: dic
         dtype=torch.float64 if dtype == torch.float64 and images.device.type != "mps" else torch.float32,
         device=images.device,
     )
+
+
+def _untagged(init: Any, size: Sequence[int], convention: dict[str, Any]) -> Tensor:
+    """Starts that say their own format as the caller writes boxes."""
+    given, box_format, canvases = _bounding.read(init, convention["box_format"], convention["coords"], "init")
+    _bounding.fits(canvases, [size], "images", "init")
+    return diffcrop.convert_boxes(given, from_format=box_format, to_format=convention["box_format"])
 
 
 def count(value: Any, name: str) -> int:

@@ -108,7 +108,8 @@ def locate(
             =============  ===============  ============================================
 
         init: boxes (x0, y0, x1, y1) in pixels to begin at, of the result's shape or one that broadcasts to it; with
-            ``rotation`` (cx, cy, w, h, angle). The whole image is not searched then, but what is in ``reach``.
+            ``rotation`` (cx, cy, w, h, angle). Or torchvision's ``BoundingBoxes``, whose format is read from them. The
+            whole image is not searched then, but what is in ``reach``.
         mode: the filter that made the template, or several to try: that with the least residual is kept. The accuracy
             depends on it; the default tries those of image programs. All of `crop` but ``"nearest"``.
         metric: ``"l2"``: the squared difference. ``"zncc"``: of crop and template with each channel's mean taken off

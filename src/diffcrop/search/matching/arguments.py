@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+# The package, not its names: they are looked up when called, so either may be imported first.
+import diffcrop
+from diffcrop import _bounding
 from diffcrop._check import PICTURE, describe, real_tensor
 from diffcrop.search.arguments import number
 
@@ -51,6 +54,9 @@ def problem(image: Any, template: Any, init: Any, box_numbers: int) -> Problem:
                 "reduce it, as in diffcrop.crop(template, whole, size), or swap the two"
             )
     _contrast(templates)
+    if _bounding.is_bounding(init):
+        init = _untagged(init, images.shape[-2:], box_numbers)
+        init = init[0] if not leading and len(init) == 1 else init  # their boxes are always rows
     start = None if init is None else _init(init, leading, images.device, box_numbers)
     if start is not None:
         start = start.reshape(*templates.shape[:2], box_numbers)
@@ -122,6 +128,21 @@ def _contrast(templates: Tensor) -> None:
             "template must have contrast to be found by, got a constant one, with a standard deviation of "
             f"{float(spread[tuple(where)]):.3g}{place}"
         )
+
+
+def _untagged(init: Any, size: Sequence[int], box_numbers: int) -> Tensor:
+    """Starts that say their own format as (x0, y0, x1, y1), or as turned boxes."""
+    tag = _bounding.format_of(init, "init")
+    wanted = tuple(_bounding.UPRIGHT) if box_numbers == 4 else ("XYWHR", "CXCYWHR")
+    if tag not in wanted:
+        turned = "; turned boxes need rotation=True" if box_numbers == 4 and tag in _bounding.ROTATED else ""
+        turned = "; upright boxes need no rotation" if box_numbers == 5 and tag in _bounding.UPRIGHT else turned
+        raise ValueError(f"init must be of format {' or '.join(wanted)} here, got {tag}{turned}")
+    if box_numbers == 5:
+        return _bounding.rotated(init, [size], "pixel", False, "degrees", function="locate", what="image", name="init")
+    boxes, box_format, canvases = _bounding.read(init, "xyxy", "pixel", "init")
+    _bounding.fits(canvases, [size], "image", "init")
+    return diffcrop.convert_boxes(boxes, from_format=box_format)
 
 
 def _init(init: Any, leading: tuple[int, ...], device: torch.device, box_numbers: int) -> Tensor:
