@@ -239,7 +239,8 @@ and of `batch_index`. Boxes are in another number than in the export, empty, mir
 
 * An **antialiased warp** is a graph for every level of its image (the whole of it, a half, a quarter and so on), all of
   which are computed. Its nodes are some 400 for each level, and exporting them takes minutes. With `antialias=False`
-  there is one level.
+  there is one level. How many levels there are depends on the image's height and width, so **these must be fixed**
+  for an antialiased warp: sizes that may change are an error.
 * **`paste`** serves as many patches as it was exported with, also where `dynamic_shapes` names another number: each is
   drawn over those before, by nodes of its own. onnxruntime says which dimension it did not expect.
 * Lists of images, `compat.kornia.crop_by_boxes` and `compat.torchvision.resized_crop` with tensors look at values, and
@@ -251,6 +252,10 @@ and of `batch_index`. Boxes are in another number than in the export, empty, mir
 `torch.export.export` keeps the crop as one operator, `diffcrop::crop`, with its kernels and its gradients. Import
 diffcrop before `torch.export.load`, which must find the operator. For ONNX export the model itself, not such a program,
 or name `impl="reference"` in it.
+
+Antialiased warps are exported for one height and width of their images here, too, and sizes that may change are an
+error; with `strict=True` it is one of PyTorch's own words, about `_sym_log2`. `torch.compile` takes any size, and
+compiles again for another length of the longer side.
 """
 
 

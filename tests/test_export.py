@@ -153,6 +153,40 @@ def test_onnx_of_paste(generator):
     agree(run(model, (patches * 0.7, boxes_)), module(patches * 0.7, boxes_), 1e-6)
 
 
+def turned(**given):
+    return Called(lambda i, b: diffcrop.crop_rotated(i, b, 3, **given))
+
+
+ANY_SIZE = ({1: Dim.DYNAMIC, 2: Dim.DYNAMIC}, {})
+TURNED = torch.tensor([1.5, 1.5, 2, 2, 20.0])
+
+
+@pytest.mark.parametrize("sizes", [ANY_SIZE[0], {2: Dim.AUTO}, {1: Dim("height", max=512)}])
+def test_exported_antialiased_warps_are_of_one_size(sizes, generator):
+    """How many levels their graph has depends on it, so another size would be read from the wrong ones."""
+    i = rand(1, 3, 4, generator=generator).float()
+    for given in ({}, {"impl": "reference"}):
+        with pytest.raises(ValueError, match=r"images must have a fixed height and width.*antialias=False"):
+            torch.export.export(turned(**given), (i, TURNED), dynamic_shapes={"given": (sizes, {})})
+    with pytest.raises(torch.onnx.OnnxExporterError, match=r"images must have a fixed height and width"):
+        exported(turned(), (i, TURNED), {"given": (sizes, {})})
+    more = rand(5, 3, 4, generator=generator).float()
+    any_channels = torch.export.export(turned(), (more[:2], TURNED), dynamic_shapes={"given": ({0: Dim.AUTO}, {})})
+    agree(any_channels.module()(more, TURNED), turned()(more, TURNED), 1e-6)
+
+
+def test_exported_warps_of_any_size(generator):
+    """Without antialiasing, or by the nearest pixel, there is one level."""
+    wide = rand(1, 40, 33, generator=generator).float()
+    box = torch.tensor([15.0, 20, 30, 25, 20])
+    i = rand(1, 3, 4, generator=generator).float()
+    for given in ({"antialias": False}, {"mode": "nearest"}):
+        program = torch.export.export(turned(**given), (i, TURNED), dynamic_shapes={"given": ANY_SIZE})
+        agree(program.module()(wide, box), turned(**given)(wide, box), 1e-6)
+    model = exported(turned(antialias=False), (i, TURNED), {"given": ANY_SIZE})
+    agree(run(model, (wide, box)), turned(antialias=False)(wide, box), 1e-6)
+
+
 @needs_kernels
 @pytest.mark.parametrize("function", ["roi_align", "crop_rotated", "paste"])
 def test_onnx_refuses_the_kernels_of_other_boxes(function, generator):

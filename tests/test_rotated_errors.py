@@ -212,6 +212,15 @@ SHARED = [
     )
 ]
 
+
+def of_any_size():
+    """An antialiased warp, exported for images of other sizes."""
+    module = torch.nn.Module()
+    module.forward = lambda images: crop_rotated(images, BOX, 4)
+    sizes = {1: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO}
+    torch.export.export(module, (torch.zeros(3, 8, 9),), dynamic_shapes={"images": sizes})
+
+
 CASES = [
     *SHARED,
     # rotated boxes
@@ -280,6 +289,7 @@ CASES = [
     (ValueError, lambda: warp_points(QUAD.to("meta"), MATRIX), "points and matrix", "same device", "meta and cpu"),
     (ValueError, lambda: warp_points(QUADS, several(warp, 3)), "must broadcast", "(2, 4, 2)", "(3, 3, 3)"),
     (ValueError, lambda: warp_points(QUAD, MATRIX, to="Image"), "to must be one of 'image', 'crop'", "'Image'"),
+    (ValueError, lambda: of_any_size(), "images must have a fixed height and width", "antialias=False"),
 ]
 
 

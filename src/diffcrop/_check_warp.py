@@ -227,6 +227,18 @@ def options(
     return WarpOptions(checked.mode, checked.antialias, checked.padding_mode, checked.fill, checked.align_corners)
 
 
+def exported_size(images: Tensor, checked: WarpOptions) -> None:
+    """Graphs of antialiased warps hold so many levels as the image has, which a size that may change does not tell."""
+    if not torch.compiler.is_exporting() or not checked.antialias or checked.mode == "nearest":
+        return
+    if any(isinstance(n, torch.SymInt) for n in images.shape[-2:]):
+        raise ValueError(
+            "images must have a fixed height and width to be exported with antialias=True, as the graph depends on "
+            f"them, got shape {tuple(images.shape)} with sizes that may change; leave dimensions {images.ndim - 2} and "
+            f"{images.ndim - 1} of images out of dynamic_shapes, or use antialias=False"
+        )
+
+
 def _own(value: Any, name: str, allowed: Sequence[str], every: Sequence[str]) -> None:
     """None of those that crop has and warps have not."""
     if isinstance(value, str) and value in every and value not in allowed:

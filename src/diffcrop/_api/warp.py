@@ -345,6 +345,7 @@ def prepare(
     align_corners, impl = options["align_corners"], options["impl"]
     chosen = {name: option for name, option in options.items() if name != "impl"}
     checked = _check_warp.options(**chosen, channels=images.shape[-3], dtype=images.dtype)
+    _check_warp.exported_size(images, checked)
     if impl is not None:
         _check_warp.impl(impl, images, _ops.implementations())
 
