@@ -111,6 +111,20 @@ def test_crop_by_transform_mat(rows, align_corners, generator):
     compare(mine, other, (image, matrix), generator)
 
 
+@pytest.mark.parametrize("padding_mode", ["zeros", "border"])
+def test_beyond_the_horizon(padding_mode, generator):
+    """Z = 1 - 0.22 u: the middle of eight columns sees the first five, kornia the others as well, upside down."""
+    image = torch.rand(1, 2, H, W, generator=generator, dtype=f64) + 1
+    inverse = torch.tensor([[[-1.0, 0.03, 3.2], [-0.6, 1.0, 1.1], [-0.22, 0.0, 1.0]]], dtype=f64)
+    transform = torch.linalg.inv(inverse)
+    found = ours.crop_by_transform_mat(image, transform, (6, 8), padding_mode=padding_mode)
+    expected = theirs().crop_by_transform_mat(image, transform, (6, 8), padding_mode=padding_mode)
+    torch.testing.assert_close(found[..., :5], expected[..., :5], rtol=0, atol=1e-10)
+    assert found[..., :5, :2].min() > 0.5
+    assert (found[..., 5:] == 0).all()
+    assert (expected[..., 5:] > 0.5).any()
+
+
 @pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
 @pytest.mark.parametrize("size", [(4, 5), (5, 4), (7, 9), (10, 12), (1, 1)], ids=str)
 def test_center_crop(size, padding_mode, generator):

@@ -9,6 +9,8 @@ kornia itself is not needed. What differs from it:
 * Corners are float32 at least, whatever the image's dtype, and positions are computed in float64.
 * Integer images are taken, and give float32. ``mode="bicubic"``, which kornia's functions pass on, is taken as well.
 * Halves are rounded up by ``"nearest"``, to even by kornia.
+* What lies beyond the horizon of a matrix or of corners, on the other side than the middle of the output, is 0 with
+  every padding, as for `diffcrop.warp`. kornia divides by Z on both sides, and shows there what lies behind the viewer.
 * A NaN box gives NaN for itself alone.
 * Nothing is antialiased, as in kornia. `diffcrop.crop_quad` and `diffcrop.crop` are, with the same corners under
   ``align_corners=True``.
