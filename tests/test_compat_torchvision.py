@@ -70,6 +70,53 @@ def test_bilinear_without_antialiasing_continues_too(size, generator):
         torch.testing.assert_close(found, by_definition(img, *where, size, antialias=False), rtol=0, atol=1e-12)
 
 
+def padded(img, first, last):
+    """Zeros as if the image went from (first, first) to (last, last)."""
+    h, w = img.shape[-2:]
+    return functional.pad(img, (-first, last - w, -first, last - h))
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_slices_that_leave_the_image_see_zeros(interpolation, whole, antialias, generator):
+    """Values and gradients are those of an image that has these zeros, of which the slice leaves nothing out."""
+    if interpolation == "bicubic" and not antialias and not whole:
+        pytest.skip("refused")
+    for where in [(-3.25, -2.5, 9.75, 7.25), (7.5, 8.25, 9.0, 6.5), (-30.0, -1.25, 55.5, 16.0), (-9.5, 3.0, 4.0, 5.5)]:
+        img = torch.rand(2, 12, 11, generator=generator, dtype=f64, requires_grad=True)
+        wide = padded(img, -40, 60)
+        at = [int(v) if whole else torch.tensor(v, dtype=f64, requires_grad=True) for v in where]
+        there = [at[0] + 40, at[1] + 40, *at[2:]]
+        found = resized_crop(img, *at, (4, 5), interpolation, antialias)
+        expected = resized_crop(wide, *there, (4, 5), interpolation, antialias)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+        weight = torch.rand(found.shape, generator=generator, dtype=f64)
+        inputs = [img] if whole else [img, *at]
+        if found.requires_grad:
+            mine, theirs = (
+                torch.autograd.grad((out * weight).sum(), inputs, allow_unused=True) for out in (found, expected)
+            )
+            for one, other in zip(mine, theirs, strict=True):
+                torch.testing.assert_close(torch.zeros_like(other) if one is None else one, other, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(("interpolation", "antialias", "kind"), [
+    ("bilinear", True, int), ("bilinear", False, int), ("bicubic", False, int), ("nearest", True, int),
+    ("nearest-exact", True, int), ("bilinear", True, float), ("bilinear", False, float), ("bicubic", True, float),
+])  # fmt: skip
+def test_no_more_than_the_image_is_made(interpolation, antialias, kind):
+    """A slice of 2^30 rows, of which the image has the first, is one of 2^16 rows but for its scale."""
+    img = torch.ones(1, 64, 8)
+    long, short = (
+        resized_crop(img, kind(0), kind(0), kind(rows), kind(8), (8, 1), interpolation, antialias)
+        for rows in (2**30, 2**16)
+    )
+    averaged = antialias and not interpolation.startswith("nearest")
+    assert short[0, 0].item() > 0.004 or interpolation == "nearest-exact" or not antialias
+    torch.testing.assert_close(long * (2**14 if averaged else 1), short, rtol=0.02, atol=1e-6)
+
+
 def test_pixels_beside_the_slice_are_not_seen(generator):
     """Only those that the box touches count, and one that it covers by a quarter counts for a quarter."""
     img = torch.rand(1, 12, 11, generator=generator, dtype=f64).requires_grad_()

@@ -29,6 +29,8 @@ __all__ = ["resized_crop", "roi_align"]
 _INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "nearest-exact")
 # Pillow's numbers, which torchvision takes as well.
 _NUMBERED = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+# Slices up to this length have their pixels numbered.
+_NUMBERED_PIXELS = 2**16
 
 
 def roi_align(
@@ -114,6 +116,8 @@ def resized_crop(
         (..., C, h, w), differentiable in ``img`` and in those of the four numbers that are tensors. An image of one of
         ``torchvision.tv_tensors``' classes gives one of that class.
 
+    Time and memory depend on the image and ``size``, not on how long the slice is.
+
     The four numbers of tensors are read, so that only as much of the image is touched as they name: not under
     `torch.vmap` or ``fullgraph=True``. Use `diffcrop.crop` there.
 
@@ -174,23 +178,34 @@ def resized_crop(
 def _whole(
     images: Tensor, shape: tuple[int, int], mode: str, antialias: bool, *, top: int, left: int, height: int, width: int
 ) -> Tensor:
-    """Slice, then resize."""
-    region = _slice(images, top, left, top + height, left + width)
-    if mode.startswith("nearest"):  # of any dtype: which row and column each output is
-        rows, columns = (
-            functional.interpolate(
-                torch.arange(pixels, dtype=torch.float64, device=region.device)[None, None], n, mode=mode
-            )
-            for pixels, n in zip((height, width), shape, strict=True)
-        )
-        return region[..., rows.flatten().long()[:, None], columns.flatten().long()]
-    if region.dtype == torch.bool:
+    """Slice, then resize; of the slice no more is made than lies in the image."""
+    ends = (top, top + height), (left, left + width)
+    if mode.startswith("nearest"):
+        return _nearest(images, shape, mode, ends)
+    if images.dtype == torch.bool:
         raise TypeError(f"img must not be bool to be resized by {mode!r}; pass img.to(torch.uint8), or mode nearest")
+    region, (y, x) = _inner(images, ends)
     if not region.is_floating_point() and torch.iinfo(region.dtype).bits > 16:
         region = region.double()  # float32 does not hold their numbers
-    box = torch.tensor([0.0, 0.0, width, height], dtype=torch.float64, device=region.device)
-    padding = "renormalize" if antialias else "border"
-    result = diffcrop.crop(region, box, shape, mode=mode, antialias=antialias, padding_mode=padding)
+    options: dict[str, Any] = {"mode": mode, "antialias": antialias}
+    leaves = (y, top + height - y - region.shape[-2]), (x, left + width - x - region.shape[-1])
+    leaves = [(first - start, rest) for (first, rest), start in zip(leaves, (top, left), strict=True)]
+    if not antialias and leaves != [(0, 0), (0, 0)]:
+        # What is beyond the image is 0, and so is what repeats its edge: one pixel of that stands for all.
+        (above, below), (before, after) = ([min(margin, 1) for margin in margins] for margins in leaves)
+        region, y, x = functional.pad(region, (before, after, above, below)), y - above, x - before
+    place = [left - x, top - y, left + width - x, top + height - y]
+    box = torch.tensor(place, dtype=torch.float64, device=region.device)
+    if antialias and leaves != [(0, 0), (0, 0)]:
+        share = [
+            _share(torch.tensor(pair, dtype=torch.float64, device=region.device), n, options)
+            for pair, n in zip(ends, shape, strict=True)
+        ]
+        result = diffcrop.crop(region, box, shape, padding_mode="zeros", **options)
+        result = (result / (share[0][:, None] * share[1])).to(result.dtype)
+    else:
+        padding = "renormalize" if antialias else "border"
+        result = diffcrop.crop(region, box, shape, padding_mode=padding, **options)
     if images.is_floating_point():
         return result
     limits = torch.iinfo(images.dtype)
@@ -200,32 +215,50 @@ def _whole(
     return torch.where(most, torch.full_like(whole, limits.max), whole)
 
 
+def _nearest(images: Tensor, shape: tuple[int, int], mode: str, ends: tuple[tuple[int, int], ...]) -> Tensor:
+    """One pixel for each output, of any dtype."""
+    places, known = [], []
+    for (start, stop), n, pixels in zip(ends, shape, images.shape[-2:], strict=True):
+        place = _nearest_places(stop - start, n, mode, images.device) + start
+        known.append((place >= 0) & (place < pixels))
+        places.append(place.clamp(0, pixels - 1))
+    result = images[..., places[0][:, None], places[1]]
+    return torch.where(known[0][:, None] & known[1], result, torch.zeros_like(result))
+
+
+def _nearest_places(pixels: int, n: int, mode: str, device: torch.device) -> Tensor:
+    """Which of so many pixels each of n outputs is."""
+    if pixels <= _NUMBERED_PIXELS:  # between two pixels it depends on the rounding of `interpolate`
+        every = torch.arange(pixels, dtype=torch.float64, device=device)
+        return functional.interpolate(every[None, None], n, mode=mode).flatten().long()
+    k = torch.arange(n, dtype=torch.float64, device=device)
+    return ((k + 0.5 if mode == "nearest-exact" else k) * (pixels / n)).floor().long().clamp(max=pixels - 1)
+
+
 def _real(
     images: Tensor, numbers: dict[str, Any], read: dict[str, float], shape: tuple[int, int], mode: str, antialias: bool
 ) -> Tensor:
-    """The crop of what lies in the box, over the crop of a mask that says how much of each pixel does."""
+    """The crop of what lies in the box, over the share of each output's filter that does."""
     device = images.device
-    ends, region = [], images
-    starts: list[int] = []
-    for first, length in (("left", "width"), ("top", "height")):
+    sides, ends = [], []
+    for first, length in (("top", "height"), ("left", "width")):
         lo, extent = (
             torch.as_tensor(numbers[n], dtype=torch.float64, device=device).squeeze() for n in (first, length)
         )
+        sides.append((lo, lo + extent))
         # Whole pixels from that of lo to that of hi: to the right of it, so that derivatives are right-hand ones.
-        start = int(read[first] // 1)
-        stop = int((read[first] + read[length]) // 1) + 1
-        ends.append((lo - start, lo + extent - start, stop - start))
-        starts.extend((start, stop))
-    (x0, x1, across), (y0, y1, down) = ends
-    region = _slice(images, starts[2], starts[0], starts[3], starts[1])
+        ends.append((int(read[first] // 1), int((read[first] + read[length]) // 1) + 1))
+    region, origin = _inner(images, (ends[0], ends[1]))
     if not region.is_floating_point():
         region = region.float()
     wide = torch.promote_types(region.dtype, torch.float32)
-    inside = (_inside(y0, y1, down)[:, None] * _inside(x0, x1, across)).to(wide)
+    options: dict[str, Any] = {"mode": mode, "antialias": antialias}
+    share = [_share(torch.stack(side), n, options) for side, n in zip(sides, shape, strict=True)]
+    (y0, y1), (x0, x1) = ((lo - first, hi - first) for (lo, hi), first in zip(sides, origin, strict=True))
+    inside = (_inside(y0, y1, region.shape[-2])[:, None] * _inside(x0, x1, region.shape[-1])).to(wide)
     box = torch.stack([x0, y0, x1, y1])
-    options: dict[str, Any] = {"mode": mode, "antialias": antialias, "padding_mode": "zeros"}
-    share = diffcrop.crop(inside[None], box, shape, **options)
-    return (diffcrop.crop(region.to(wide) * inside, box, shape, **options) / share).to(region.dtype)
+    crops = diffcrop.crop(region.to(wide) * inside, box, shape, padding_mode="zeros", **options)
+    return (crops / (share[0][:, None] * share[1])).to(region.dtype)
 
 
 def _inside(lo: Tensor, hi: Tensor, pixels: int) -> Tensor:
@@ -238,16 +271,28 @@ def _inside(lo: Tensor, hi: Tensor, pixels: int) -> Tensor:
     return left[1] - left[0]
 
 
-def _slice(images: Tensor, top: int, left: int, bottom: int, right: int) -> Tensor:
-    """Rows and columns of a batch, zeros where it has none."""
-    height, width = images.shape[-2:]
-    inner = images[..., max(top, 0) : max(min(bottom, height), 0), max(left, 0) : max(min(right, width), 0)]
-    if inner.shape[-2:] == (bottom - top, right - left):
-        return inner
-    if 0 in inner.shape[-2:]:
-        return images.new_zeros((*images.shape[:-2], bottom - top, right - left))
-    margins = (max(-left, 0), max(right - width, 0), max(-top, 0), max(bottom - height, 0))
-    return functional.pad(inner, margins)
+def _share(ends: Tensor, n: int, options: dict[str, Any]) -> Tensor:
+    """The weights (n,) of what lies between two ends, however long that is.
+
+    What lies to the right of an end is a signal of three pixels: 0, the part of the end's own, and 1, continued.
+    """
+    right = []
+    for end in ends.unbind():
+        last = end.detach().floor()
+        part = last + 1 - end
+        signal = torch.stack([torch.zeros_like(part), part, torch.ones_like(part)])
+        right.append(diffcrop.crop(signal[None], ends - (last - 1), n, padding_mode="border", **options)[0])
+    return right[0] - right[1]
+
+
+def _inner(images: Tensor, ends: tuple[tuple[int, int], tuple[int, int]]) -> tuple[Tensor, list[int]]:
+    """What of the rows and columns of a slice the images have, and the first of each; one zero where they have none."""
+    origin = [min(max(start, 0), pixels) for (start, _), pixels in zip(ends, images.shape[-2:], strict=True)]
+    (top, left), (bottom, right) = origin, (max(stop, 0) for _, stop in ends)
+    region = images[..., top:bottom, left:right]
+    if 0 not in region.shape[-2:]:
+        return region, origin
+    return images.new_zeros((*images.shape[:-2], 1, 1)), [start for start, _ in ends]
 
 
 def _is_real(value: Any, name: str) -> bool:
