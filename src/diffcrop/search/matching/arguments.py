@@ -42,9 +42,11 @@ def problem(image: Any, template: Any, init: Any, box_numbers: int) -> Problem:
             f"move one with template.to({str(images.device)!r})"
         )
     if images.is_floating_point() != templates.is_floating_point():
+        integer = "template" if images.is_floating_point() else "image"
         raise ValueError(
             f"image and template must be in the same units, got {images.dtype} and {templates.dtype}: integers are "
-            "taken with their values unscaled, so 255 is not 1.0; convert one, as in template.float() or template / 255"
+            f"taken with their values unscaled, so 255 is not 1.0; pass {integer}.float(), or {integer} / 255 where "
+            "white is 1 in the other"
         )
     for i, (extent, own) in enumerate(zip(images.shape[2:], templates.shape[3:], strict=True)):
         if own > extent:
@@ -66,6 +68,11 @@ def problem(image: Any, template: Any, init: Any, box_numbers: int) -> Problem:
 def _pixels(value: Any, name: str, ranks: tuple[int, ...]) -> Tensor:
     shapes = {3: "(C, H, W)", 4: "(B, C, H, W)" if name == "image" else "(T, C, h, w)", 5: "(B, T, C, h, w)"}
     wanted = " or ".join(shapes[rank] for rank in ranks)
+    if isinstance(value, (list, tuple)) and value and all(isinstance(each, Tensor) for each in value):
+        raise TypeError(
+            f"{name} must be a tensor of shape {wanted}, got a list of {len(value)} tensors; those of one size are "
+            f"torch.stack({name}), others take a call each"
+        )
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor of shape {wanted}, got {type(value).__name__}; {PICTURE}")
     if value.layout != torch.strided or value.is_nested:
@@ -76,7 +83,7 @@ def _pixels(value: Any, name: str, ranks: tuple[int, ...]) -> Tensor:
         why = "has no pixels" if value.device.type == "meta" else "has no float64, in which boxes are found"
         raise ValueError(f"{name} must be on another device: {value.device} {why}; move it to the CPU")
     if value.ndim not in ranks:
-        hint = f"; add the channels: {name}[None]" if value.ndim == 2 else ""
+        hint = {2: f"; add the channels: {name}[None]", 5: "; volumes are not searched"}.get(value.ndim, "")
         raise ValueError(f"{name} must have shape {wanted}, got shape {tuple(value.shape)}{hint}")
     if value.numel() == 0:
         raise ValueError(f"{name} must not be empty, got shape {tuple(value.shape)}")
@@ -89,6 +96,8 @@ def _batches(images: Tensor, templates: Tensor) -> tuple[Tensor, Tensor, tuple[i
     if images.shape[-3] != templates.shape[-3]:
         last = (images.shape[-1], templates.shape[-1])
         hint = "; move the channels in front, as in image.permute(2, 0, 1)" if last in ((3, 3), (4, 4)) else ""
+        if images.ndim == templates.ndim == 4:
+            hint = hint or "; volumes (C, D, H, W) are not searched, only images and batches of them"
         raise ValueError(f"image and template must have the same number of channels, (C, H, W), got {shapes}{hint}")
     if images.ndim == 3:
         if templates.ndim == 5:
