@@ -127,6 +127,27 @@ def test_around_a_start():
     assert refined.trace.costs.isnan().all()
 
 
+def test_around_a_long_start():
+    """Twelve times as long as wide, off by parts of its width."""
+    truth = box_of((225.0, 150.0, 300.0, 25.0, 12.0))
+    found = locate(scene(), crop_rotated(scene(), truth, (12, 144)), rotation=True, init=[231, 146, 330, 22, 17])
+    assert found.converged
+    assert max(off(found.box, truth)) < 1e-2
+
+
+@pytest.mark.parametrize("sides", [(40.0, 40.0), (1200.0, 8.0), (44.0, 5.5e9)], ids=str)
+def test_a_long_start_is_searched_in_no_more_pixels(sides, monkeypatch):
+    """Each side of what is turned has as many as its own cells need."""
+    sizes, warp = [], diffcrop.warp
+    monkeypatch.setattr(diffcrop, "warp", lambda i, m, size, **o: sizes.append(size) or warp(i, m, size, **o))
+    options = {"antialias": True, "padding_mode": "border", "metric": "l2", "huber": None, "impl": None}
+    matcher = Matcher(scene()[None], scene()[None, :, 20:40, 30:60], options, False, Turned())
+    proposals.around(matcher, box_of((90, 90, *sides, 5))[None], 0.5)
+    assert len(sizes) == 8
+    assert set(sizes) == {(sizes[0][0], sizes[0][1])}
+    assert max(sizes[0]) <= 56
+
+
 def test_a_fixed_aspect_is_kept():
     image = scene()
     wanted = crop_rotated(image, box_of((190.5, 130.2, 120.0, 90.0, 50.0)), (24, 32))

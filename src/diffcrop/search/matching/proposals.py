@@ -37,8 +37,9 @@ def of_the_whole(
     # Along and across a turned box are neither along nor across the image.
     if not matcher.fixed:
         low, high = (min(low), min(low)), (max(high), max(high))
-    canvas = turns.Canvas((extent[0] / 2, extent[1] / 2), math.ceil(math.hypot(*extent)))
-    square = (int(canvas.side), int(canvas.side))
+    side = math.ceil(math.hypot(*extent))
+    square = (side, side)
+    canvas = turns.Canvas((extent[0] / 2, extent[1] / 2), square)
     blocks = _grid(square, low, high, matcher.fixed, budgets)
     every = turns.angles(*angles)
     found = [_turned(matcher, p, canvas, blocks, every, True) for p in range(len(matcher.templates))]
@@ -64,11 +65,11 @@ def around(matcher: Matcher, boxes: Tensor, reach: float) -> tuple[Candidates, S
             continue
         x, y, w, h, angle = box
         # All boxes of the grid lie in it.
-        side = math.ceil(max(w, h) * (2 * reach + math.exp(reach)))
-        own = [(side - w) / 2, (side - h) / 2, (side + w) / 2, (side + h) / 2]
-        blocks = exhaustive.grid_around((side, side), own, reach, matcher.fixed)
+        across, down = (math.ceil(side * (2 * reach + math.exp(reach))) for side in (w, h))
+        own = [(across - w) / 2, (down - h) / 2, (across + w) / 2, (down + h) / 2]
+        blocks = exhaustive.grid_around((across, down), own, reach, matcher.fixed)
         every = turns.angles(angle - math.degrees(reach), angle + math.degrees(reach))
-        found.append(_turned(matcher, p, turns.Canvas((x, y), side), blocks, every, False))
+        found.append(_turned(matcher, p, turns.Canvas((x, y), (across, down)), blocks, every, False))
     return _stacked(found), least
 
 

@@ -28,10 +28,10 @@ _PER_PIXEL = 2.0
 
 
 class Canvas(NamedTuple):
-    """A square of an image, of ``side`` pixels around ``centre`` (x, y), which is turned."""
+    """A part of an image, of ``sides`` (x, y) pixels around ``centre`` (x, y), which is turned."""
 
     centre: tuple[float, float]
-    side: float
+    sides: tuple[int, int]
 
 
 def angles(low: float, high: float) -> list[float]:
@@ -56,19 +56,20 @@ def best_candidates(
     reuse: bool = True,
 ) -> Candidates:
     """The ``keep`` best boxes (cx, cy, w, h, angle) of each of the ``turns``, of all of which the best come first."""
-    extent = exhaustive.source_extent([axis for block in blocks for axis in block])
-    raster = math.ceil(_PER_PIXEL * extent)
-    # Reduced once for all angles; a turned crop of it hardly reduces it further.
+    # Along each side as many as its own cells need: a long box is no reason to look at its width closely.
+    extents = [exhaustive.source_extent([block[axis] for block in blocks]) for axis in (0, 1)]
+    across, down = (math.ceil(_PER_PIXEL * extent) for extent in extents)
+    # Reduced once for all angles; a turned crop of it hardly reduces its finer side further.
     height, width = image.shape[-2:]
-    shrink = min(raster / canvas.side, 1.0)
+    shrink = min(max(across / canvas.sides[0], down / canvas.sides[1]), 1.0)
     small = exhaustive.resized(image, (max(math.ceil(height * shrink), 1), max(math.ceil(width * shrink), 1)))
     scale = (small.shape[-1] / width, small.shape[-2] / height)
-    whole = torch.tensor([*canvas.centre, canvas.side, canvas.side, 0.0], dtype=torch.float64, device=image.device)
+    whole = torch.tensor([*canvas.centre, *canvas.sides, 0.0], dtype=torch.float64, device=image.device)
     found = []
     for turn in turns:
         whole[4] = turn
-        matrix, _ = matrices(whole[None], (raster, raster), scale)
-        turned = diffcrop.warp(small, matrix[0], raster, padding_mode="border")
+        matrix, _ = matrices(whole[None], (down, across), scale)
+        turned = diffcrop.warp(small, matrix[0], (down, across), padding_mode="border")
         allowed = _inside(canvas, turn, (width, height))
         best = exhaustive.best_candidates(
             turned, template, blocks, keep, overlap, metric, huber, reuse=reuse, allowed=allowed
@@ -81,7 +82,7 @@ def best_candidates(
 
 def _turned(boxes: Tensor, canvas: Canvas, turn: float) -> Tensor:
     """Boxes (x0, y0, x1, y1) of the canvas as those of the image."""
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2 - canvas.side / 2
+    centre = (boxes[:, :2] + boxes[:, 2:] - torch.tensor(canvas.sides, dtype=boxes.dtype, device=boxes.device)) / 2
     cos, sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
     x = canvas.centre[0] + cos * centre[:, 0] + sin * centre[:, 1]
     y = canvas.centre[1] - sin * centre[:, 0] + cos * centre[:, 1]
@@ -95,7 +96,7 @@ def _inside(canvas: Canvas, turn: float, extent: tuple[int, int]) -> Callable[[A
 
     def allowed(columns: Axis, rows: Axis, device: torch.device) -> Tensor:
         x, y = (axis.intervals(device).to(torch.float32) for axis in (columns, rows))
-        u, v = (ends.mean(1) - canvas.side / 2 for ends in (x, y))
+        u, v = (ends.mean(1) - side / 2 for ends, side in zip((x, y), canvas.sides, strict=True))
         w, h = (ends[:, 1] - ends[:, 0] for ends in (x, y))
         result = torch.ones((), dtype=torch.bool, device=device)
         # Along x of the image, then along y: the centre, and half of what the turned box takes.
