@@ -117,8 +117,10 @@ def locate(
             another contrast of all.
         aspect: ``"free"``: width and height are scaled each for itself. ``"fixed"``: by the same factor.
         rotation: whether the template may be turned: by any angle (``True``), or by (least, greatest) degrees,
-            counter-clockwise. Boxes are (cx, cy, w, h, angle) then, as `crop_rotated` takes them. An upright search
-            takes some milliseconds, one for each nine degrees makes forty of them.
+            counter-clockwise. Boxes are (cx, cy, w, h, angle) then, as `crop_rotated` takes them, and the angle is that
+            of the box in the image: what was turned by +a before it was cut out upright is found at -a. The range is
+            where the search looks; refinement may leave it. An upright search takes some milliseconds, one for each
+            nine degrees makes forty of them.
         scales: (least, greatest) number of image pixels for a template pixel that the search looks at; refinement may
             lead a little beyond. By default from 0.5, but from boxes of a twelfth of the image's sides, up to the
             whole image. Smaller boxes, as of a small template in a large image, have to be asked for: (0.8, 1.2) where
