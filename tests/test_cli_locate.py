@@ -95,8 +95,8 @@ def test_what_is_printed_is_what_the_library_says(scene: Path, template: Path) -
         with Image.open(path) as image:
             tensors.append(torch.from_numpy(np.array(image)).permute(2, 0, 1).float())
     location = diffcrop.locate(*tensors)
-    assert set(found) == {"box", "standard_errors", "covariance", "scale", "residual", "metric", "mode", "converged",
-                          "compared", "scene", "template", "output"}  # fmt: skip
+    assert set(found) == {"box", "standard_errors", "covariance", "scale", "residual", "explained", "metric", "mode",
+                          "converged", "compared", "scene", "template", "output"}  # fmt: skip
     assert found["box"] == location.box.tolist()
     assert found["covariance"] == location.covariance.tolist()
     assert found["standard_errors"] == pytest.approx([math.sqrt(location.covariance[i, i]) for i in range(4)])
@@ -109,7 +109,11 @@ def test_what_is_printed_is_what_the_library_says(scene: Path, template: Path) -
     result = run(scene, template)
     assert (result.exit_code, result.stderr) == (0, "")
     lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
-    assert list(lines) == ["box", "errors", "scale", "residual", "filter", "compared", "converged"]
+    assert list(lines) == ["box", "errors", "scale", "residual", "explained", "filter", "compared", "converged"]
+    crop = diffcrop.crop(tensors[0], location.box, tensors[1].shape[1:], mode=found["mode"])
+    centred = tensors[1] - tensors[1].mean((1, 2), keepdim=True)
+    assert found["explained"] == pytest.approx(1 - ((crop - tensors[1]).square().sum() / centred.square().sum()).item())
+    assert lines["explained"] == f"{100 * found['explained']:.1f} % of the template's variance"
     assert lines["box"].startswith(",".join(f"{value:.3f}" for value in found["box"]) + " (")
     assert lines["errors"].startswith(",".join(f"{value:.3f}" for value in found["standard_errors"]) + " (")
     assert lines["scale"].startswith(f"{found['scale'][0]:.4f} across, {found['scale'][1]:.4f} down (")
@@ -253,6 +257,31 @@ def test_float_photographs_have_units_of_their_own(tmp_path: Path, coffee: Image
     )
     found = facts(tmp_path / "scene.tif", tmp_path / "template.png", "--metric", "zncc", "-o", tmp_path / "o.png")
     assert off(found["box"]) < 0.1
+
+
+def test_what_may_be_turned_is_hinted_at(tmp_path: Path, scene: Path, coffee: Image.Image) -> None:
+    """Turned by a few degrees it is found, and explained in part: the code is 0 all the same."""
+    turned = coffee.rotate(18, Image.Resampling.BICUBIC, center=(300, 200))
+    cut(turned, (240, 155, 360, 245), (40, 30)).save(tmp_path / "turned.png")
+    result = run(scene, tmp_path / "turned.png", "--json")
+    found = json.loads(result.stdout)
+    assert (result.exit_code, found["converged"]) == (0, True)
+    assert 0.5 < found["explained"] < 0.9
+    share = math.floor(100 * found["explained"])
+    hint = f"the crop explains {share} % of the template; if it may be turned, add --rotation"
+    assert result.stderr == f"diffcrop locate: {hint}\n"
+    result = run(scene, tmp_path / "turned.png", "--rotation", "--json")
+    assert json.loads(result.stdout)["explained"] > 0.95
+    assert result.stderr == ""
+
+
+def test_what_is_explained_by_other_measures(scene: Path, template: Path) -> None:
+    """Of the correlation it is its square; of differences that are weighed nothing is said."""
+    found = facts(scene, template, "--metric", "zncc")
+    assert found["explained"] == pytest.approx(1 - found["residual"] ** 2)
+    result = run(scene, template, "--huber", "20")
+    assert "explained" not in result.stdout
+    assert facts(scene, template, "--huber", "20")["explained"] is None
 
 
 # What is not found
@@ -471,6 +500,7 @@ USAGE = {
     "scales in disorder": (["--scales", "3,2"], "scales must be (least, greatest), got (3.0, 2.0)"),
     "no scale": (["--scales", "0,2"], "scales"),
     "scales too large": (["--scales", "50,60"], "scales must leave boxes that fit into the image"),
+    "five numbers": (["--init", "1,2,3,4,5"], "should be 4 numbers, X0,Y0,X1,Y1, not 5; add --rotation"),
     "three numbers": (["--init", "1,2,3"], "--init '1,2,3': should be 4 numbers, X0,Y0,X1,Y1, not 3"),
     "empty box": (["--init", "5,5,5,9"], "init must be pixel boxes (x0, y0, x1, y1) with x0 < x1 and y0 < y1"),
     "init and scales": (["--init", "1,2,30,40", "--scales", "1,2"], "scales is for the search of the whole image"),

@@ -32,6 +32,8 @@ from diffcrop.cli.problem import (
 # What Pillow weighs the colours with for its mode L (ITU-R 601): most grey templates were made so.
 _LUMA = (0.299, 0.587, 0.114)
 _WHITE = 255.0
+# With less than this share of its variance explained, a template may be turned. (Noise and compression leave more.)
+_WELL_EXPLAINED = 0.9
 
 
 class Metric(str, Enum):
@@ -70,7 +72,8 @@ class Pair:
 class Found:
     """A `diffcrop.Location` in plain numbers. What is not finite there (no errors can be given) is None.
 
-    The box is (x0, y0, x1, y1), or (cx, cy, w, h, angle) where it may be turned.
+    The box is (x0, y0, x1, y1), or (cx, cy, w, h, angle) where it may be turned. `explained` is the share of the
+    template's variance that the crop explains; None where differences are weighed (--huber).
     """
 
     box: tuple[float, ...]
@@ -78,6 +81,7 @@ class Found:
     covariance: list[list[float | None]]
     scale: tuple[float, float]
     residual: float
+    explained: float | None
     mode: str
     converged: bool
 
@@ -120,7 +124,8 @@ def locate(
         str | None,
         typer.Option(
             metavar="LO,HI",
-            help="With --rotation: degrees, counter-clockwise, by which the template is turned at least and at most.",
+            help="With --rotation: the least and the greatest angle of the box in the scene that is searched, in "
+            "degrees, counter-clockwise. What was turned by +30 before it was cut out is found at -30.",
             show_default="any",
         ),
     ] = None,
@@ -192,7 +197,8 @@ def locate(
         options["scales"] = _numbers(scales, "--scales", 2, "LO,HI")
     if init is not None:
         wanted_numbers = (5, "CX,CY,W,H,ANGLE") if rotation else (4, "X0,Y0,X1,Y1")
-        options["init"] = _numbers(init, "--init", *wanted_numbers)
+        hints = {4: "its angle may be 0"} if rotation else {5: "add --rotation"}
+        options["init"] = _numbers(init, "--init", *wanted_numbers, hints)
     if reach is not None:
         options["reach"] = reach
     if mode:
@@ -202,6 +208,10 @@ def locate(
     _check_sizes(scene, photo, template, wanted)
     pair = _pair(scene, photo, template, wanted, metric)
     found = _search(pair, options)
+    hint = None
+    if not rotation and found.explained is not None and found.explained < _WELL_EXPLAINED:
+        share = math.floor(100 * found.explained)
+        hint = f"the crop explains {share} % of the template; if it may be turned, add --rotation"
     failure = None
     if output is not None:
         try:
@@ -217,14 +227,20 @@ def locate(
         complain("locate", failure)
     if not found.converged:
         complain("locate", _remedies(metric, searched=init is None, turned=rotation))
+    elif hint is not None:
+        complain("locate", hint)
     if failure or not found.converged:
         leave(FAILED)
 
 
-def _numbers(text: str, option: str, count: int, wanted: str) -> tuple[float, ...]:
+def _numbers(text: str, option: str, count: int, wanted: str, hints: dict[int, str] | None = None) -> tuple[float, ...]:
+    """So many numbers; ``hints`` say what others may have been meant for."""
     numbers = parse_numbers(text, option)
     if len(numbers) != count:
-        raise UsageError(f"{option} {text!r}: should be {count} numbers, {wanted}, not {len(numbers)}")
+        hint = (hints or {}).get(len(numbers))
+        raise UsageError(
+            f"{option} {text!r}: should be {count} numbers, {wanted}, not {len(numbers)}{f'; {hint}' if hint else ''}"
+        )
     return numbers
 
 
@@ -312,9 +328,20 @@ def _search(pair: Pair, options: dict[str, Any]) -> Found:
         covariance=[[_finite(value) for value in row] for row in result.covariance.tolist()],
         scale=(sides[0] / width, sides[1] / height),
         residual=float(result.residual),
+        explained=_explained(pair.template, float(result.residual), options),
         mode=result.trace.names[int(result.trace.modes)],
         converged=bool(result.converged),
     )
+
+
+def _explained(template: Tensor, residual: float, options: dict[str, Any]) -> float | None:
+    """The share of the template's variance that the crop explains, as `diffcrop.locate` counts it for ``converged``."""
+    if options.get("metric") == Metric.ZNCC.value:
+        return 1 - residual**2
+    energy = (template.double() - template.double().mean((1, 2), keepdim=True)).square().mean().item()
+    if options.get("huber") is not None or energy == 0:
+        return None
+    return max(1 - residual**2 / energy, 0.0)
 
 
 def _finite(value: float) -> float | None:
@@ -347,13 +374,14 @@ def _lines(found: Found, pair: Pair, metric: Metric, written: Path | None) -> li
         "errors": f"{errors} (standard errors, px{' and degrees' if len(found.box) == 5 else ''})",
         "scale": f"{found.scale[0]:.4f} across, {found.scale[1]:.4f} down (scene pixels to a template pixel)",
         "residual": _residual_text(found, pair, metric),
+        "explained": "" if found.explained is None else f"{100 * found.explained:.1f} % of the template's variance",
         "filter": found.mode,
         "compared": pair.compared,
         "converged": "yes" if found.converged else "no",
     }
     if written is not None:
         lines["drawn"] = str(written)
-    return [f"{name:<10} {value}" for name, value in lines.items()]
+    return [f"{name:<10} {value}" for name, value in lines.items() if value]
 
 
 def _facts(
@@ -377,6 +405,7 @@ def _facts(
         "covariance": found.covariance,
         "scale": list(found.scale),
         "residual": found.residual,
+        "explained": found.explained,
         "metric": metric.value,
         "mode": found.mode,
         "converged": found.converged,
