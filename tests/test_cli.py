@@ -19,7 +19,7 @@ import diffcrop
 from diffcrop.cli import outputs
 from diffcrop.cli.app import app
 from diffcrop.cli.demo import SUBJECTS
-from diffcrop.cli.info import gather
+from diffcrop.cli.facts import gather
 
 # Whether the compiled library is there is another test's business.
 pytestmark = pytest.mark.filterwarnings("ignore:diffcrop runs on its reference")
@@ -691,13 +691,31 @@ def test_python_dash_m(tmp_path: Path, photo: Path) -> None:
 ])  # fmt: skip
 def test_without_the_extra_it_says_what_to_install(hidden, named) -> None:
     code = f"import sys; sys.modules.update(dict.fromkeys({hidden!r})); from diffcrop.cli import main; main()"
-    done = python("-c", code, "info")
-    assert done.returncode == 1
+    done = python("-c", code, "crop", "photo.png")
+    assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == (
         f"diffcrop: the command line also needs {named}, not installed here; "
-        "`pip install diffcrop[cli]` brings all it needs\n"
+        '`pip install "diffcrop[cli]"` brings all it needs\n'
     )
+
+
+def test_info_needs_no_extra() -> None:
+    """What is printed is the same, but for its styles."""
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['typer', 'rich', 'PIL', 'matplotlib']));"
+        "from diffcrop.cli import main; main()"
+    )
+    done = python("-c", code, "info")
+    assert (done.returncode, done.stderr) == (0, "")
+    rich = run("info").stdout
+    plain, styled = ([line.split(maxsplit=1) for line in text.splitlines()] for text in (done.stdout, rich))
+    assert plain[:3] == [[part.rstrip() for part in line] for line in styled[:3]]
+    assert plain[0] == ["diffcrop", diffcrop.__version__]
+    reason = diffcrop.implementations()["cpu"]
+    assert ["cpu", "available" if reason is None else f"not available: {reason}"] in plain
+    found, wanted = (json.loads(each) for each in (python("-c", code, "info", "--json").stdout, json.dumps(gather())))
+    assert {**found, "torch_threads": None} == {**wanted, "torch_threads": None}
 
 
 def test_the_library_does_not_import_the_command_line() -> None:

@@ -14,13 +14,19 @@ def main() -> None:
     """Run the command line, or say what to install for it."""
     # All four are looked for at once: a demo that stops at its first picture for want of matplotlib helps nobody.
     missing = [package for module, package in _NEEDS.items() if find_spec(module) is None]
+    if missing and sys.argv[1:] in (["info"], ["info", "--json"]):
+        # Who asks why there are no kernels may have nothing but the library.
+        from diffcrop.cli import facts
+
+        facts.show(as_json="--json" in sys.argv)
+        return
     if missing:
         print(
             f"diffcrop: the command line also needs {', '.join(missing)}, not installed here; "
-            f"`pip install diffcrop[cli]` brings all it needs",
+            '`pip install "diffcrop[cli]"` brings all it needs',
             file=sys.stderr,
         )
-        sys.exit(1)
+        sys.exit(2)
 
     from diffcrop.cli.app import app
 
