@@ -211,6 +211,25 @@ def test_opencv_of_a_rotated_rectangle(impl, generator):
     assert np.abs(ours.numpy() - theirs).max() < (2e-4 if int(cv2.__version__.split(".")[0]) >= 5 else 2 * FIXED_POINT)
 
 
+def test_opencv_of_a_rectangle_as_it_is_unpacked(impl, generator):
+    """As the page has it: its numbers are those of centres of pixels, which is `align_corners=True`."""
+    image = rand(40, 50, generator=generator).float()
+    points = cv2.boxPoints(((26.3, 19.2), (20.4, 12.6), 33.0))
+    found = cv2.minAreaRect(points)
+    source = np.roll(cv2.boxPoints(found), -1, axis=0)
+    (cx, cy), (w, h), a = found
+    size = (round(h) + 1, round(w) + 1)
+    inner = np.array([[0, 0], [size[1] - 1, 0], [size[1] - 1, size[0] - 1], [0, size[0] - 1]], dtype=np.float32)
+    theirs = cv2.warpPerspective(image.numpy(), cv2.getPerspectiveTransform(source, inner), size[::-1])
+    how = {"clockwise": True, "antialias": False, "impl": impl}
+    ours, beside = (
+        crop_rotated(image[None], torch.tensor([cx, cy, w, h, a]), size, align_corners=c, **how)[0].numpy()
+        for c in (True, False)
+    )
+    assert np.abs(ours - theirs).max() < (2e-4 if int(cv2.__version__.split(".")[0]) >= 5 else 2 * FIXED_POINT)
+    assert np.abs(beside - theirs).mean() > 0.05
+
+
 # --- kornia -----------------------------------------------------------------------------------------------------------
 
 
