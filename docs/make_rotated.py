@@ -169,7 +169,7 @@ def draw(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with io.BytesIO() as stream:
         figure.savefig(stream, dpi=80)
-        Image.open(stream).convert("RGB").quantize(200).save(path, optimize=True)
+        Image.open(stream).convert("RGB").save(path, optimize=True)
     plt.close(figure)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
+from PIL import Image
 
 from diffcrop import crop_quad, crop_rotated, rotated_to_quads
 
@@ -80,7 +81,14 @@ def test_the_page_runs():
 
 def test_the_picture_is_there_and_of_that_page():
     assert "images/rotated.png" in PAGE.read_text()
-    assert (DOCS / "images" / "rotated.png").stat().st_size < 700_000
+    assert (DOCS / "images" / "rotated.png").stat().st_size < 1_000_000
+
+
+def test_the_picture_has_all_its_colours():
+    """A palette made the orange outlines dull and the sky banded."""
+    with Image.open(DOCS / "images" / "rotated.png") as picture:
+        assert picture.mode == "RGB"
+        assert len(picture.getcolors(1 << 24)) > 10_000
 
 
 def test_the_corners_of_the_rectified_picture_are_its_own(script):
