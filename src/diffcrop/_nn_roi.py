@@ -147,8 +147,8 @@ class MultiScaleRoIAlign(nn.Module):
 
         Args:
             x: feature maps (B, C, H, W) by name; others than ``featmap_names`` may be among them.
-            boxes: a list with a tensor (K_b, 4) of corners for each image, in pixels of the images; or a nested tensor, or
-                torchvision's ``BoundingBoxes``, whose format is read from them.
+            boxes: a list, or a nested tensor, with (K_b, 4) corners for each image, in pixels of the images.
+                torchvision's ``BoundingBoxes`` among them are read in their own format.
             image_shapes: (h, w) of each image before they were padded to one size. A canvas of ``BoundingBoxes`` must
                 be of that size.
 
