@@ -103,7 +103,7 @@ def test_one_graph_where_only_the_image_changes(impl, generator):
 
 def fresh(code):
     """Run code in a new process and return the JSON that it prints last."""
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
